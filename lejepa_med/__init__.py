@@ -1,0 +1,1 @@
+from lejepa_med._version import __version__ as __version__
