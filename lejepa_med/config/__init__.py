@@ -1,0 +1,20 @@
+"""Frozen settings of every verb, and how they are read from YAML and overrides."""
+
+from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
+from lejepa_med.config.loading import ConfigError, describe, dump_yaml, load_config, read_yaml, validate
+from lejepa_med.config.preparing import PrepareConfig
+from lejepa_med.config.pretraining import PretrainConfig
+
+__all__ = [
+    "BenchmarkConfig",
+    "ConfigError",
+    "FinetuneConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "ProbeConfig",
+    "describe",
+    "dump_yaml",
+    "load_config",
+    "read_yaml",
+    "validate",
+]

@@ -1,0 +1,160 @@
+"""YAML files and `key.path=value` overrides to frozen settings, with every mistake named at once.
+
+Numbers stay lax: PyYAML reads `1e-3` as a string, and so do overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from lejepa_med.errors import ConfigError
+from lejepa_med.spec import Frozen
+
+CONFIG_VERSION = 1
+ConfigT = TypeVar("ConfigT", bound=Frozen)
+
+
+def load_config(kind: type[ConfigT], file: Path | None = None, overrides: Sequence[str] = ()) -> ConfigT:
+    """The settings of `kind` from a YAML file, with overrides such as `train.steps=100` applied after it.
+
+    Raises:
+        ConfigError: the file cannot be read, is from a newer version, or any key or value is wrong (all are named).
+    """
+    values = read_yaml(file) if file is not None else {}
+    name = str(file) if file is not None else "overrides"
+    for override in overrides:
+        set_path(values, override)
+    return validate(kind, values, name)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ConfigError where there is none."""
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config {file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {file}: cannot be read ({type(error).__name__})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"config {file}: not valid YAML{where}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {file}: expected `key: value` lines at the top level, got a {type(values).__name__}")
+    return values
+
+
+def set_path(values: dict[str, Any], override: str) -> None:
+    """Puts one `key.path=value` into nested settings; the value is read as YAML, list items by their number."""
+    key, sign, text = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override `{override}`: expected key.path=value")
+    *parents, last = key.split(".")
+    node: Any = values
+    for parent in parents:
+        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() else node.setdefault(parent, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"override `{override}`: `{parent}` is a single value and holds no `{last}`")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    if isinstance(node, list):
+        node[int(last)] = value
+    else:
+        node[last] = value
+
+
+def validate(kind: type[ConfigT], values: Mapping[str, Any], name: str) -> ConfigT:
+    """Settings from nested values; `name` says in messages where they came from."""
+    version = values.get("version", CONFIG_VERSION)
+    if isinstance(version, int) and version > CONFIG_VERSION:
+        raise ConfigError(
+            f"config {name}: version {version} is newer than this lejepa-med reads (up to {CONFIG_VERSION}); "
+            "upgrade lejepa-med"
+        )
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        problems = "; ".join(_problem(kind, dict(item)) for item in error.errors())
+        raise ConfigError(f"config {name}: {problems}") from None
+
+
+def _problem(kind: type[BaseModel], item: dict[str, Any]) -> str:
+    location = [str(part) for part in item["loc"]]
+    where = ".".join(location)
+    if item["type"] == "extra_forbidden":
+        legal = _legal_keys(kind, location[:-1])
+        near = difflib.get_close_matches(location[-1], legal, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(legal))}"
+        return f"unknown key `{where}`; {hint}"
+    if item["type"] == "missing":
+        return f"`{where}` is required"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"`{where}`: {message[0].lower() + message[1:]}, got {item['input']!r}"
+
+
+def _legal_keys(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
+    models: list[type[BaseModel]] = [kind]
+    for part in location:
+        nested = [
+            m for model in models if part in model.model_fields for m in _models(model.model_fields[part].annotation)
+        ]
+        tagged = [m for m in models if part in _tags(m)]
+        models = nested or tagged or models
+    return sorted({key for model in models for key in model.model_fields})
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    field = model.model_fields.get("kind")
+    return get_args(field.annotation) if field is not None else ()
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, list, tuple, dict, typing.Annotated):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The settings as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe(kind: type[BaseModel]) -> str:
+    """The full YAML of a config kind: every field with its default, its unit and meaning as a comment."""
+    return "\n".join(_describe(kind, indent="")) + "\n"
+
+
+def _describe(kind: type[BaseModel], indent: str) -> Iterator[str]:
+    for key, field in kind.model_fields.items():
+        default = field.get_default(call_default_factory=True) if not field.is_required() else None
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(default, BaseModel):
+            yield f"{indent}{key}:{comment}"
+            yield from _describe(type(default), indent + "  ")
+        elif field.is_required():
+            yield f"{indent}{key}: null{comment or '  #'} (required)"
+        else:
+            text = yaml.safe_dump(_plain(default), default_flow_style=True, width=1000).removesuffix("...\n").strip()
+            yield f"{indent}{key}: {text}{comment}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,20 @@
+"""Settings of `prepare`: which series, and how they become arrays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from lejepa_med.spec import Frozen, PreprocessSpec
+
+
+class PrepareConfig(Frozen):
+    version: int = Field(1, description="of this file's format")
+    modality: Literal["mri", "ct", "pet", "image"] | None = Field(
+        None, description="of series whose modality the index does not know (NIfTI); null = leave them out, and say so"
+    )
+    modalities: tuple[str, ...] | None = Field(None, description="prepare only these, e.g. [mri]; null = all")
+    sequences: tuple[str, ...] | None = Field(None, description="MRI: prepare only these; null = all")
+    preprocess: PreprocessSpec = PreprocessSpec()
+    workers: int = Field(0, ge=0, description="processes; 0 = all cores")

@@ -1,0 +1,169 @@
+"""Settings of `pretrain`: data, model, views, objective, optimizer and loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from lejepa_med.spec import Frozen, InferenceSpec
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[Annotated[int, Field(gt=0)], ...]
+Interval = tuple[float, float]
+
+
+class HoldoutConfig(Frozen):
+    """Patients that pretraining never sees. The same two numbers give the same patients in `benchmark`."""
+
+    test_fraction: float = Field(0.3, ge=0, lt=1, description="share of patients kept for testing; 0 = transductive")
+    seed: int = Field(0, description="which patients these are")
+
+
+class DataConfig(Frozen):
+    cache: Path | None = Field(None, description="folder that `prepare` wrote; null only when data is given in Python")
+    kind: Literal["volumes", "slices", "images"] = Field(
+        "volumes", description="3D volumes, 2D slices of volumes, or 2D images"
+    )
+    plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="slices: the plane they are cut in")
+    modalities: tuple[str, ...] | None = Field(None, description="use only these, e.g. [mri]; null = all in the cache")
+    sequences: tuple[str, ...] | None = Field(None, description="MRI: use only these, e.g. [t1, flair]; null = all")
+    holdout: HoldoutConfig = HoldoutConfig()
+    workers: int = Field(0, ge=0, description="loader processes; the batches are the same for any number")
+
+
+class MriIntensityConfig(Frozen):
+    """MRI augmentation on [0, 1]. Each is drawn anew for every view."""
+
+    gamma: Interval = Field((0.7, 1.5), description="exponent, log-uniform")
+    gamma_probability: Probability = 0.8
+    bias_field: float = Field(0.3, ge=0, description="largest log-amplitude of the smooth multiplicative field")
+    bias_probability: Probability = 0.5
+    contrast: Interval = Field((0.75, 1.25), description="factor on all values, uniform")
+    contrast_probability: Probability = 0.8
+    noise_std: Interval = Field((0.0, 0.05), description="Gaussian noise, uniform")
+    noise_probability: Probability = 0.5
+
+
+class CtIntensityConfig(Frozen):
+    """CT augmentation. Values stay in HU until the window is drawn."""
+
+    window_centre_hu: Interval = Field((-100.0, 100.0), description="centre of the window, uniform, HU")
+    window_width_hu: Interval = Field((350.0, 1500.0), description="width of the window, log-uniform, HU")
+    noise_std: Interval = Field((0.0, 0.03), description="Gaussian noise after windowing, uniform")
+    noise_probability: Probability = 0.5
+
+
+class ViewsConfig(Frozen):
+    num_global: int = Field(2, ge=1, description="large views of every sample; their mean is the prediction target")
+    num_local: int = Field(6, ge=0, description="small views of every sample")
+    global_size: Size = Field((96, 96, 96), description="voxels of a global view (two numbers: 2D)")
+    local_size: Size = Field((48, 48, 48), description="voxels of a local view")
+    base_crop_mm: float | None = Field(
+        192.0, gt=0, description="side of the region that views are cut from, mm; null = the whole array (2D images)"
+    )
+    scale: Literal["fraction", "physical_mm"] = Field(
+        "fraction", description="fraction: random zoom; physical_mm: one pitch with small jitter, keeps size readable"
+    )
+    global_fraction: Interval = Field((0.3, 1.0), description="share of the base crop's volume (2D: area)")
+    local_fraction: Interval = Field((0.05, 0.3), description="share of the base crop's volume (2D: area)")
+    aspect: float = Field(1.2, ge=1, description="largest ratio by which an axis of a crop is longer or shorter")
+    global_pitch_mm: Interval | None = Field((1.0, 3.0), description="bounds on mm per voxel; null = none")
+    local_pitch_mm: Interval | None = Field((0.7, 1.5), description="bounds on mm per voxel; null = none")
+    pitch_jitter: float = Field(1.1, ge=1, description="physical_mm: factor around the geometric mean of the bounds")
+    max_magnification: float = Field(1.25, ge=1, description="a view voxel is never smaller than prepared / this")
+    flip_left_right: Probability = Field(0.0, description="laterality is a finding: off unless you know better")
+    flip_other: Probability = Field(0.0, description="flips along the other axes")
+    blur_probability: Probability = Field(0.3, description="views seen through a wider filter: low resolution")
+    blur_factor: float = Field(2.0, ge=1, description="largest width of that filter, in view voxels")
+    thick_slice_probability: Probability = Field(0.2, description="3D: the same along one axis only, as thick slices")
+    min_body: Probability = Field(0.25, description="crops with less body than this are redrawn")
+    redraws: int = Field(6, ge=1, description="tries per crop; the one with the most body is kept")
+    mri: MriIntensityConfig = MriIntensityConfig()
+    ct: CtIntensityConfig = CtIntensityConfig()
+
+    @model_validator(mode="after")
+    def _same_dimensions(self) -> ViewsConfig:
+        if len(self.global_size) != len(self.local_size) or len(self.global_size) not in (2, 3):
+            raise ValueError("global_size and local_size need two numbers each (2D) or three each (3D)")
+        return self
+
+
+class ModelConfig(Frozen):
+    name: str = Field(
+        "resnet18_3d", description="resnet{10,18,34,50}_3d, vit_{tiny,small,base,large}_3d, timm/NAME (2D)"
+    )
+    in_channels: int = Field(1, ge=1, description="channels of the scans")
+    width: float = Field(1.0, gt=0, description="3D ResNets: factor on all channel counts")
+    stem_stride: Literal[1, 2] = Field(2, description="3D ResNets: stride of the first convolution; 1 costs 8x")
+    stem_pool: bool = Field(True, description="3D ResNets: max-pooling after the first convolution")
+    norm: Literal["batch", "group"] = Field("batch", description="3D ResNets: normalisation")
+    patch_size: int = Field(16, gt=0, description="3D ViT: voxels per patch")
+
+
+class ProjectorConfig(Frozen):
+    hidden: int = Field(2048, gt=0, description="width of the hidden layers")
+    dim: int = Field(64, gt=0, description="dimensions that the objective sees")
+    layers: int = Field(3, ge=1, description="linear layers")
+
+
+class ObjectiveConfig(Frozen):
+    lam: float | Literal["auto"] = Field(
+        "auto", description="weight of SIGReg in [0, 1]; auto keeps lam N / (1 - lam) at the paper's .05 at N = 256"
+    )
+    num_slices: int = Field(1024, gt=0, description="random directions per step")
+    num_knots: int = Field(17, ge=3, description="trapezoid knots over [0, t_max]")
+    t_max: float = Field(3.0, gt=0, description="largest frequency of the test")
+
+
+class OptimConfig(Frozen):
+    lr: float = Field(5e-4, gt=0, description="peak learning rate")
+    weight_decay: float | Literal["auto"] = Field("auto", description="auto: 5e-2 for ViTs, 5e-4 otherwise")
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    final_fraction: float = Field(1e-3, ge=0, description="last learning rate / peak")
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: float | None = Field(None, description="largest gradient norm; null = no clipping")
+
+
+class TrainConfig(Frozen):
+    steps: int = Field(3000, gt=0, description="optimizer steps; small sets need at least some 3,000")
+    batch_size: int = Field(64, ge=2, description="samples of one step over all ranks")
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    checkpoint_every: int = Field(500, gt=0, description="steps")
+    keep_checkpoints: int = Field(2, ge=1, description="the last k are kept")
+    diagnostics_every: int = Field(100, gt=0, description="steps")
+
+
+class PretrainConfig(Frozen):
+    """Everything that one pretraining run depends on."""
+
+    version: int = Field(1, description="of this file's format")
+    seed: int = Field(0, description="of weights, batches and views")
+    init_from: Path | None = Field(None, description="start from these weights (run, export or file), strictly loaded")
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    views: ViewsConfig = ViewsConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceSpec = InferenceSpec()
+
+    @property
+    def spatial_dims(self) -> int:
+        """2 or 3: the number of axes that the backbone sees."""
+        return len(self.views.global_size)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PretrainConfig:
+        three_d = self.model.name.endswith("_3d")
+        if three_d != (self.spatial_dims == 3):
+            raise ValueError(
+                f"model {self.model.name} is {'3D' if three_d else '2D'}, but views.global_size has "
+                f"{self.spatial_dims} numbers"
+            )
+        if (self.data.kind == "volumes") != (self.spatial_dims == 3):
+            raise ValueError(f"data.kind {self.data.kind} gives {'3D' if self.data.kind == 'volumes' else '2D'} views")
+        return self
