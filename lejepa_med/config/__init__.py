@@ -3,15 +3,18 @@
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
 from lejepa_med.config.loading import ConfigError, describe, dump_yaml, load_config, read_yaml, validate
 from lejepa_med.config.preparing import PrepareConfig
-from lejepa_med.config.pretraining import PretrainConfig
+from lejepa_med.config.pretraining import HoldoutConfig, ModelConfig, PretrainConfig, ViewsConfig
 
 __all__ = [
     "BenchmarkConfig",
     "ConfigError",
     "FinetuneConfig",
+    "HoldoutConfig",
+    "ModelConfig",
     "PrepareConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "ViewsConfig",
     "describe",
     "dump_yaml",
     "load_config",

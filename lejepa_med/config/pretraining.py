@@ -92,7 +92,7 @@ class ViewsConfig(Frozen):
 
 class ModelConfig(Frozen):
     name: str = Field(
-        "resnet18_3d", description="resnet{10,18,34,50}_3d, vit_{tiny,small,base,large}_3d, timm/NAME (2D)"
+        "resnet18_3d", description="resnet{10,18,34,50}_3d, vit_{tiny,small,base,large}_3d, or timm/NAME in 2D"
     )
     in_channels: int = Field(1, ge=1, description="channels of the scans")
     width: float = Field(1.0, gt=0, description="3D ResNets: factor on all channel counts")
@@ -149,7 +149,9 @@ class PretrainConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
-    inference: InferenceSpec = InferenceSpec()
+    inference: InferenceSpec | None = Field(
+        None, description="how a volume becomes one embedding; null = one window of global_size over the base crop"
+    )
 
     @property
     def spatial_dims(self) -> int:

@@ -1,0 +1,60 @@
+"""3D ResNets (He et al. 2016; Tran et al. 2018): MONAI's networks behind the `Backbone` protocol."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from monai.networks.nets.resnet import ResNet
+from torch import Tensor
+
+from lejepa_med.backbones.protocol import Backbone
+
+_LAYERS = {10: ("basic", [1, 1, 1, 1]), 18: ("basic", [2, 2, 2, 2]), 34: ("basic", [3, 4, 6, 3])}
+_LAYERS |= {50: ("bottleneck", [3, 4, 6, 3])}
+
+
+class ResNet3d(Backbone):
+    """ResNet-10/18/34/50. The stride-2 stem makes a CPU enough; `stem_stride=1` is the standard of MONAI."""
+
+    def __init__(
+        self, depth: int, in_channels: int, width: float, stem_stride: int, stem_pool: bool, norm: str
+    ) -> None:
+        super().__init__()
+        block, layers = _LAYERS[depth]
+        self.net = ResNet(
+            block,
+            layers,
+            [64, 128, 256, 512],
+            n_input_channels=in_channels,
+            conv1_t_stride=stem_stride,
+            no_max_pool=not stem_pool,
+            widen_factor=width,
+            feed_forward=False,
+            norm="batch" if norm == "batch" else ("group", {"num_groups": 8}),
+        )
+        self.dim = self.token_dim = int(512 * width) * (4 if block == "bottleneck" else 1)
+        self.spatial_dims, self.in_channels = 3, in_channels
+
+    def stages(self, images: Float[Tensor, "batch channel *spatial"]) -> list[Float[Tensor, "batch _ *_grid"]]:
+        """Feature maps of the four stages."""
+        x = self.net.act(self.net.bn1(self.net.conv1(images)))
+        if not self.net.no_max_pool:
+            x = self.net.maxpool(x)
+        maps = []
+        for stage in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Float[Tensor, "batch channel *spatial"]) -> Float[Tensor, "batch dim"]:
+        return self.stages(images)[-1].flatten(2).mean(-1)
+
+    def tokens(
+        self, images: Float[Tensor, "batch channel *spatial"]
+    ) -> tuple[Float[Tensor, "batch token token_dim"], tuple[int, ...]]:
+        last = self.stages(images)[-1]
+        return last.flatten(2).transpose(1, 2), tuple(last.shape[2:])
+
+    def intermediate(
+        self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
+    ) -> list[Float[Tensor, "batch _"]]:
+        return [stage.flatten(2).mean(-1) for stage in self.stages(images)[-last:]]

@@ -1,0 +1,60 @@
+"""Any timm model that gives features, in 2D; DINOv2 by timm's definition, weights by path (see `weights`)."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lejepa_med.backbones.protocol import Backbone
+from lejepa_med.errors import ConfigError
+
+
+class Timm2d(Backbone):
+    """A timm network without its classifier. ViTs take any image size that is a multiple of the patch."""
+
+    def __init__(self, name: str, in_channels: int) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4])
+            raise ConfigError(f"model timm/{name}: timm has no model of this name; near it: {near or 'none'}")
+        sizes = {"dynamic_img_size": True} if _is_vit(name) else {}
+        self.net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **sizes)
+        self.dim = self.token_dim = self.net.num_features
+        self.has_class_token = getattr(self.net, "num_prefix_tokens", 0) > 0
+        self.spatial_dims, self.in_channels = 2, in_channels
+
+    def forward(self, images: Float[Tensor, "batch channel *spatial"]) -> Float[Tensor, "batch dim"]:
+        features = self.net.forward_features(images)
+        if self.has_class_token:
+            return features[:, 0]
+        return self._map(features).flatten(2).mean(-1)
+
+    def tokens(
+        self, images: Float[Tensor, "batch channel *spatial"]
+    ) -> tuple[Float[Tensor, "batch token token_dim"], tuple[int, ...]]:
+        features = self.net.forward_features(images)
+        if features.ndim == 3:
+            patch = self.net.patch_embed.patch_size
+            grid = tuple(size // side for size, side in zip(images.shape[2:], patch, strict=True))
+            return features[:, self.net.num_prefix_tokens :], grid
+        features = self._map(features)
+        return features.flatten(2).transpose(1, 2), tuple(features.shape[2:])
+
+    def intermediate(
+        self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
+    ) -> list[Float[Tensor, "batch _"]]:
+        if self.has_class_token:
+            outputs = self.net.get_intermediate_layers(images, n=last, return_prefix_tokens=True, norm=True)
+            return [torch.cat([prefix[:, 0], patches.mean(1)], dim=-1) for patches, prefix in outputs]
+        stages = self.net.forward_intermediates(images, intermediates_only=True)
+        return [stage.flatten(2).mean(-1) for stage in stages[-last:]]
+
+    def _map(self, features: Float[Tensor, "batch a b c"]) -> Float[Tensor, "batch _ _ _"]:
+        """Channels first, also for networks that compute channels last."""
+        return features if features.shape[1] == self.dim else features.movedim(-1, 1)
+
+
+def _is_vit(name: str) -> bool:
+    return name.startswith("vit_")

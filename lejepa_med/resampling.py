@@ -1,0 +1,60 @@
+"""Antialiased resampling of axis-aligned boxes: one small matrix per axis, for a whole batch at once.
+
+A box is `(start, length)` along each axis, in source voxels, measured from the outer edge of voxel 0. Each output voxel
+is a triangle-filtered mean whose half-width is the larger of one source voxel and one output voxel times `blur`, so a
+shrunk image shows no aliasing and an enlarged one is linear interpolation (as in Pillow's BILINEAR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def axis_weights(
+    start: Float[Tensor, "*batch"],
+    length: Float[Tensor, "*batch"],
+    in_size: int,
+    out_size: int,
+    blur: Float[Tensor, "*batch"] | float = 1.0,
+) -> Float[Tensor, "*batch out in"]:
+    """Matrices that resample boxes along one axis; a negative `length` runs backwards from `start` (a flip).
+
+    Weights outside the source are left out and the rest renormalised.
+    """
+    device = start.device
+    pitch = length / out_size
+    centre = start[..., None] + (torch.arange(out_size, device=device) + 0.5) * pitch[..., None] - 0.5
+    half = (pitch.abs() * blur).clamp(min=1.0)[..., None, None]
+    distance = (torch.arange(in_size, device=device) - centre.clamp(0, in_size - 1)[..., None]).abs()
+    weights = (1 - distance / half).clamp(min=0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def resample(
+    images: Float[Tensor, "batch channel *spatial"], weights: Sequence[Float[Tensor, "batch view out in"]]
+) -> Float[Tensor, "batch view channel *out"]:
+    """Several views of every image, by the matrices of `axis_weights`, one per spatial axis."""
+    batch, channels, *spatial = images.shape
+    views = weights[0].shape[1]
+    first = weights[0].flatten(1, 2)  # all views in one product: the source is read once
+    out = first @ images.movedim(2, 1).reshape(batch, spatial[0], -1)
+    out = out.reshape(batch, views, weights[0].shape[2], channels, *spatial[1:]).movedim(2, 3)
+    for axis, weight in enumerate(weights[1:], start=1):
+        moved = out.movedim(3 + axis, 2)
+        shape = moved.shape
+        product = weight @ moved.reshape(batch, views, shape[2], -1)
+        out = product.reshape(batch, views, weight.shape[2], *shape[3:]).movedim(2, 3 + axis)
+    return out.contiguous()
+
+
+def resize(image: Float[Tensor, channel * spatial], size: Sequence[int]) -> Float[Tensor, channel * out]:
+    """A whole image at another size."""
+    weights = []
+    for in_size, out_size in zip(image.shape[1:], size, strict=True):
+        start, length = torch.zeros(1, 1), torch.full((1, 1), float(in_size))
+        weights.append(axis_weights(start.to(image.device), length.to(image.device), in_size, out_size))
+    return resample(image[None], weights)[0, 0]

@@ -1,0 +1,135 @@
+"""Weights with their architecture and spec in one safetensors file; loaded strictly, or refused with a table.
+
+The file's metadata holds one JSON text under `lejepa_med`: format, model (a `ModelConfig`), spec, provenance.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lejepa_med._version import __version__
+from lejepa_med.backbones import Backbone, build
+from lejepa_med.config import ModelConfig
+from lejepa_med.errors import WeightsError
+from lejepa_med.spec import Spec
+
+FORMAT_VERSION = 1
+
+
+def save_backbone(
+    file: Path, backbone: Backbone, model: ModelConfig | None, spec: Spec, provenance: Mapping[str, Any] | None = None
+) -> None:
+    """Writes weights, architecture and spec atomically. `model` is None for a network of the user's own."""
+    description = {
+        "format": FORMAT_VERSION,
+        "model": model.model_dump() if model is not None else None,
+        "spec": spec.model_dump(mode="json"),
+        "provenance": {"code_version": __version__, **(provenance or {})},
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
+    temporary = file.with_name(f".{file.name}.partial")
+    safetensors.torch.save_file(state, temporary, metadata={"lejepa_med": json.dumps(description)})
+    temporary.replace(file)
+
+
+def load_backbone(path: str | Path, model: Backbone | None = None) -> Backbone:
+    """A trained backbone in evaluation mode, from a run directory, an exported directory or a weight file.
+
+    `model` gives the network when it was one of the user's own. `backbone.spec` holds preprocessing and inference.
+
+    Raises:
+        WeightsError: nothing there, damaged, newer, or weights that do not fit the architecture.
+    """
+    file = find_weights(Path(path))
+    description = read_description(file)
+    if model is None:
+        if description["model"] is None:
+            raise WeightsError(f"weights {file}: made with a network of your own; pass it as model=")
+        model = build(ModelConfig.model_validate(description["model"]))
+    load_strictly(model, read_tensors(file), str(file))
+    model.spec = Spec.model_validate(description["spec"])
+    return model.eval()
+
+
+def find_weights(path: Path) -> Path:
+    """The weight file of a run directory or export, or the file itself."""
+    for candidate in (path / "backbone.safetensors", path / "model.safetensors", path):
+        if candidate.is_file():
+            return candidate
+    raise WeightsError(
+        f"weights {path}: no backbone.safetensors there; give a finished run, an export or a weight file"
+    )
+
+
+def read_description(file: Path) -> dict[str, Any]:
+    """Architecture, spec and provenance that were stored with the weights."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"weights {file}: damaged or not a safetensors file ({type(error).__name__})") from None
+    if "lejepa_med" not in metadata:
+        raise WeightsError(f"weights {file}: not written by lejepa-med (no architecture inside)")
+    description: dict[str, Any] = json.loads(metadata["lejepa_med"])
+    if description["format"] > FORMAT_VERSION:
+        raise WeightsError(f"weights {file}: format {description['format']} is newer than this lejepa-med; upgrade it")
+    return description
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a `.pth` read without executing anything in it."""
+    try:
+        if file.suffix == ".safetensors":
+            return dict(safetensors.torch.load_file(file))
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"weights {file}: damaged, or not plain tensors ({type(error).__name__})") from None
+    for key in ("model", "state_dict", "teacher"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise WeightsError(f"weights {file}: expected a dictionary of tensors")
+    return loaded
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Loads every tensor, or none and says which do not fit."""
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    missing = sorted(set(expected) - set(state))
+    unexpected = sorted(set(state) - set(expected))
+    shapes = [key for key in sorted(set(state) & set(expected)) if tuple(state[key].shape) != expected[key]]
+    if missing or unexpected or shapes:
+        rows = [f"  missing     {key} {expected[key]}" for key in missing]
+        rows += [f"  unexpected  {key} {tuple(state[key].shape)}" for key in unexpected]
+        rows += [f"  shape       {key}: file {tuple(state[key].shape)}, network {expected[key]}" for key in shapes]
+        more = f"\n  ... and {len(rows) - 12} more" if len(rows) > 12 else ""
+        counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(shapes)} of another shape"
+        raise WeightsError(f"weights {name}: do not fit the network ({counts}):\n" + "\n".join(rows[:12]) + more)
+    module.load_state_dict(dict(state))
+
+
+def load_dinov2(backbone: Backbone, file: Path) -> None:
+    """Official `.pth` or timm weights of a DINOv2 ViT into timm's definition; only the unused mask token is left out."""
+    state = {key.removeprefix("backbone."): value for key, value in read_tensors(file).items()}
+    state = {f"net.{_timm_key(key)}": value for key, value in state.items() if key != "mask_token"}
+    own = backbone.state_dict()
+    if "register_tokens" in {key.removeprefix("net.") for key in state}:
+        state["net.reg_token"] = state.pop("net.register_tokens")
+    if "net.reg_token" in own and "net.pos_embed" in state:  # official files hold a class position that timm folds in
+        position = state["net.pos_embed"]
+        if position.shape[1] == own["net.pos_embed"].shape[1] + 1:
+            state["net.cls_token"] = state["net.cls_token"] + position[:, :1]
+            state["net.pos_embed"] = position[:, 1:]
+    load_strictly(backbone, state, str(file))
+
+
+def _timm_key(key: str) -> str:
+    return key.replace(".w12.", ".fc1.").replace(".w3.", ".fc2.")
