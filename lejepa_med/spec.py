@@ -1,6 +1,6 @@
 """The description that travels with weights: how a scan becomes an array, and an array an embedding.
 
-One `Spec` is used by `prepare`, by training, by `embed` on a new scan and by exports, so that no two of them can differ.
+One `Spec` is used by `prepare`, by training, by `embed` on a new scan and by exports: no two of them can differ.
 """
 
 from __future__ import annotations

@@ -64,9 +64,7 @@ def find_weights(path: Path) -> Path:
     for candidate in (path / "backbone.safetensors", path / "model.safetensors", path):
         if candidate.is_file():
             return candidate
-    raise WeightsError(
-        f"weights {path}: no backbone.safetensors there; give a finished run, an export or a weight file"
-    )
+    raise WeightsError(f"weights {path}: no backbone.safetensors there; give a run, an export or a file")
 
 
 def read_description(file: Path) -> dict[str, Any]:
@@ -117,7 +115,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> 
 
 
 def load_dinov2(backbone: Backbone, file: Path) -> None:
-    """Official `.pth` or timm weights of a DINOv2 ViT into timm's definition; only the unused mask token is left out."""
+    """Official `.pth` or timm weights of a DINOv2 ViT into timm's definition, without the unused mask token."""
     state = {key.removeprefix("backbone."): value for key, value in read_tensors(file).items()}
     state = {f"net.{_timm_key(key)}": value for key, value in state.items() if key != "mask_token"}
     own = backbone.state_dict()

@@ -80,10 +80,9 @@ class Cache:
             if wanted is not None:
                 table = table[table[column].isin(wanted)]
         if table.empty:
-            found = ", ".join(sorted({f"{m} {s}".strip() for m, s in zip(self.table.modality, self.table.sequence)}))
-            raise DataError(
-                f"cache {self.folder}: no volume fits the modalities and sequences asked for; found: {found}"
-            )
+            kinds = self.table[["modality", "sequence"]].drop_duplicates().itertuples(index=False)
+            found = ", ".join(sorted(f"{kind.modality} {kind.sequence}".strip() for kind in kinds))
+            raise DataError(f"cache {self.folder}: no volume is of the kind asked for; found: {found}")
         return table.reset_index(drop=True)
 
     def verify(self) -> Iterator[str]:

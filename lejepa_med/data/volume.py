@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 class Volume:
     """One scan in memory.
 
-    `array` is `[i, j, k]` (a 2D image: `[i, j]`), in rescaled units (CT: HU). `affine` (4x4, float64) takes voxel indices
-    to millimetres in RAS+ (nibabel's convention); it is sheared where the gantry was tilted.
+    `array` is `[i, j, k]` (a 2D image: `[row, column]`), in rescaled units (CT: HU). `affine` (4x4, float64) takes
+    voxel indices to millimetres in RAS+ (nibabel's convention); it is sheared where the gantry was tilted.
     """
 
     array: NDArray[np.generic]
