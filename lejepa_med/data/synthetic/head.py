@@ -139,7 +139,8 @@ def _white_matter_room(anatomy: Anatomy, points: NDArray[np.float64]) -> NDArray
     inside = head_shape.surface_depth(grid, anatomy) - np.float32(anatomy.scalp + anatomy.skull)
     to_cortex = head_shape.cortex_depth(grid, anatomy, inside) - np.float32(anatomy.cortex)
     to_ventricle = head_shape.ventricle_size(grid, anatomy) - head_shape.ventricle_calibre(anatomy, 3.0)
-    return np.minimum(to_cortex, to_ventricle)[:, 0, 0].astype(np.float64)
+    room: NDArray[np.float64] = np.minimum(to_cortex, to_ventricle)[:, 0, 0].astype(np.float64)
+    return room
 
 
 def draw_scan(seed: int, sequence: Sequence = "T1w", scanner: int | None = None) -> Scan:

@@ -82,7 +82,8 @@ def surface_depth(grid: Grid, anatomy: Anatomy) -> Field:
     plane = u * u + v * v
     rho = np.sqrt(np.sqrt(plane * plane + (z_scaled * z_scaled) ** 2 + 1.6 * plane * z_scaled * z_scaled))
     radius = 0.25 * (anatomy.breadth + anatomy.length) - 4.0
-    return (1 - rho) * np.float32(radius)
+    depth: Field = (1 - rho) * np.float32(radius)
+    return depth
 
 
 def cortex_depth(grid: Grid, anatomy: Anatomy, inside_skull: Field) -> Field:
@@ -97,27 +98,33 @@ def cortex_depth(grid: Grid, anatomy: Anatomy, inside_skull: Field) -> Field:
     to_sulcus += np.maximum(depth - np.float32(anatomy.sulcus_depth), 0)
     callosum = 1 - np.sqrt((y / 62) ** 2 + ((z - 2) / 32) ** 2)
     to_fissure = np.abs(x) - np.float32(anatomy.sulcus_half_width + 0.6) + np.maximum(callosum, 0) * 80
-    return np.minimum(np.minimum(depth, to_sulcus), to_fissure)
+    folded: Field = np.minimum(np.minimum(depth, to_sulcus), to_fissure)
+    return folded
 
 
 def ventricle_size(grid: Grid, anatomy: Anatomy) -> Field:
     """Calibre (mm) that the lateral ventricles must have to reach each voxel."""
     sx, sy, sz = anatomy.scale
-    x, y, z = np.abs(grid.x) / np.float32(sx), grid.y / np.float32(sy), grid.z / np.float32(sz)
-    size = np.full_like(x, 1e3)
+    x: Field = np.abs(grid.x) * np.float32(1 / sx)
+    y: Field = grid.y * np.float32(1 / sy)
+    z: Field = grid.z * np.float32(1 / sz)
+    size: Field = np.full(x.shape, 1e3, np.float32)
     for start, stop, weight in _VENTRICLE_PATHS:
         np.minimum(size, capsule_distance(x, y, z, start, stop) / np.float32(weight), out=size)
-    return size * (1 + np.float32(anatomy.ventricle_asymmetry) * np.sign(grid.x))
+    size *= 1 + np.float32(anatomy.ventricle_asymmetry) * np.sign(grid.x)
+    return size
 
 
 def _third_ventricle_size(grid: Grid, anatomy: Anatomy) -> Field:
     _, sy, sz = anatomy.scale
     outside = np.maximum(np.sqrt(((grid.y / sy + 4) / 1.3) ** 2 + (grid.z / sz + 3) ** 2) - 9, 0)
-    return np.sqrt(grid.x * grid.x + outside * outside).astype(np.float32) / np.float32(0.4)
+    size: Field = np.sqrt(grid.x * grid.x + outside * outside).astype(np.float32) / np.float32(0.4)
+    return size
 
 
 def _ventricle_alpha(lateral: Field, third: Field, septum: Field, size: float, edge_mm: float) -> Field:
-    return np.maximum(soft(size - lateral, edge_mm) * septum, soft(0.4 * (size - third), edge_mm))
+    alpha: Field = np.maximum(soft(size - lateral, edge_mm) * septum, soft(0.4 * (size - third), edge_mm))
+    return alpha
 
 
 @lru_cache(maxsize=1024)

@@ -54,7 +54,7 @@ class HeadRanges:
 
     # Cortex 2.5 mm thick on average, thinner with age (Fischl & Dale, PNAS 97:11050, 2000; Salat et al., Cereb. Cortex
     # 14:721, 2004). The phantom folds less than a brain, so its ribbon is thicker: the grey/white volume ratio that
-    # follows (tested, not drawn) is then about 1, against 1.1-1.6 in adults (textbook).
+    # follows (tested, not drawn) lies in 0.8-1.8, median 1.2; adults 1.1-1.6 (textbook).
     cortex_thickness: Range = (3.0, 4.0)
     cortex_thinning_per_year: float = 0.006
     sulcus_depth: Range = (15.0, 22.0)  # textbook
@@ -75,6 +75,10 @@ class HeadRanges:
     shift: float = 10.0
     field_of_view: tuple[float, float, float] = (192.0, 216.0, 180.0)  # R, A, S; cut below the mid-face as in practice
     field_centre_s: float = -12.0
+    # The archive: a coarse 64 x 64 matrix keeps its files small; slices of 3-5 mm are common in 2D MRI (textbook).
+    matrix: int = 64
+    pixel: float = 3.25
+    slice_thickness: Range = (3.0, 4.0)
 
     # BrainWeb: non-uniformity 0-40 % (a range of 1 +- half of it over the head), noise 0-9 % of a reference tissue (the
     # brightest brain tissue here), Rician. Clinical scans are never free of noise: 1 %.
@@ -124,6 +128,9 @@ class BodyRanges:
     nodule_probability: float = 0.5
     nodule_count: tuple[int, int] = (1, 3)
     nodule_diameter: Range = (8.0, 30.0)
+    pixel: float = 6.25  # of the archive, 64 x 64 pixels: 400 mm, a usual field of view for a trunk (textbook)
+    slice_thickness: float = 5.0  # textbook
+    coverage_s: float = 240.0
     shift: float = 15.0  # off-centre position on the table; order of magnitude
     rotation_deg: float = 5.0  # roll; order of magnitude
     noise_hu: Range = (8.0, 25.0)  # SD in soft tissue, low-dose to diagnostic; textbook

@@ -54,7 +54,8 @@ def make_grid(shape: tuple[int, int, int], affine: NDArray[np.float64], pose: ND
         row[0] * i[:, None, None] + row[1] * j[None, :, None] + (row[2] * k + row[3])[None, None, :] for row in rows[:3]
     )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return Grid(x, y, z, np.linalg.inv(to_body), float(np.prod(spacing) ** (1 / 3)))
+    to_index: NDArray[np.float64] = np.linalg.inv(to_body).astype(np.float64)
+    return Grid(x, y, z, to_index, float(np.prod(spacing) ** (1 / 3)))
 
 
 def pose_matrix(rotation_deg: Vector, shift_mm: Vector) -> NDArray[np.float64]:
@@ -75,7 +76,8 @@ def soft(distance_mm: Field, edge_mm: float) -> Field:
     """Fraction inside: 0 below `-edge_mm / 2`, 1 above `edge_mm / 2`; distances are positive inside."""
     fraction = distance_mm * np.float32(1 / edge_mm)
     fraction += np.float32(0.5)
-    return np.clip(fraction, 0, 1, out=fraction)
+    np.clip(fraction, 0, 1, out=fraction)
+    return fraction
 
 
 def ellipsoid(grid: Grid, centre: Vector, radii: Vector, mirrored: bool = False) -> Field:
@@ -94,4 +96,5 @@ def capsule_distance(x: Field, y: Field, z: Field, start: Vector, stop: Vector) 
     px -= t * d[0]
     py -= t * d[1]
     pz -= t * d[2]
-    return np.sqrt(px * px + py * py + pz * pz)
+    distance: Field = np.sqrt(px * px + py * py + pz * pz)
+    return distance
