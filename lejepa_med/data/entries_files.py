@@ -1,0 +1,160 @@
+"""Rows of an index from NIfTI files and images: one per volume, judged by the settings."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from lejepa_med.data.archive_settings import IndexSettings, PatientTable
+from lejepa_med.data.entry import Entry, FileUse, geometry_of
+from lejepa_med.data.examine import Examined
+from lejepa_med.data.file_volume import FileVolume
+from lejepa_med.data.privacy import keyed_hash, patient_key
+from lejepa_med.data.walk import Found
+from lejepa_med.errors import DataError
+
+_SUBJECT = re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)")
+_SESSION = re.compile(r"(?:^|[/_])(ses-[A-Za-z0-9]+)")
+_SIDECAR = {"MR": "mri", "CT": "ct", "PT": "pet"}
+HU_OF_FAT = -30.0
+"""CT without a single voxel below this is no whole CT in Hounsfield units."""
+
+
+def file_entries(examined: Sequence[tuple[Found, Examined]], salt: bytes, settings: IndexSettings) -> list[Entry]:
+    """The rows of all NIfTI and image files of an archive."""
+    patients = Patients(settings.patients, [found for found, _ in examined])
+    entries: list[Entry] = []
+    contents: dict[str, list[int]] = defaultdict(list)
+    for found, outcome in examined:
+        for volume in outcome.volumes:
+            contents[volume.content].append(len(entries))
+            entries.append(_entry(found, volume, outcome.kind, patients, salt, settings))
+    for places in contents.values():
+        usable = [place for place in places if not entries[place].reason]
+        if len(usable) > 1:
+            entries[usable[0]] = entries[usable[0]].flagged("duplicate_file")
+            for place in usable[1:]:
+                entries[place] = entries[place].rejected("duplicate")
+    return entries
+
+
+def _entry(
+    found: Found, volume: FileVolume, kind: str, patients: Patients, salt: bytes, settings: IndexSettings
+) -> Entry:
+    affine = np.array(volume.affine)
+    spacing, orientation = geometry_of(affine, len(volume.shape))
+    modality = "image" if kind == "image" else _modality(found, settings)
+    patient_id = patients.of(found)
+    patient = patient_key(salt, patient_id) if patient_id else keyed_hash(salt, "patient of file", found.relative)
+    session = _SESSION.search(found.relative)
+    study = keyed_hash(salt, "study", patient, session[1] if session else found.relative)
+    entry = Entry(
+        series_key=keyed_hash(salt, "file", found.relative, str(volume.part) if volume.num_parts > 1 else ""),
+        reason=_reason(volume, kind, settings),
+        flags=frozenset(_flags(volume, modality, patient_id, settings.accept_label_maps)),
+        source=kind,
+        files=(FileUse(found, (volume.part,), (0,)),),
+        modality=modality,
+        shape=volume.shape,
+        num_slices=volume.shape[slice_axis(spacing)] if kind == "nifti" else 1,
+        patient_key=patient,
+        study_key=study,
+        part=volume.part,
+    )
+    return entry if kind == "image" else replace(entry, spacing_mm=spacing, orientation=orientation)
+
+
+def slice_axis(spacing_mm: Sequence[float]) -> int:
+    """The axis with the largest steps, the last one of equals."""
+    return max(range(len(spacing_mm)), key=lambda axis: (round(spacing_mm[axis], 2), axis))
+
+
+def _reason(volume: FileVolume, kind: str, settings: IndexSettings) -> str:
+    if volume.problem:
+        return volume.problem
+    if volume.labels and not settings.accept_label_maps:
+        return "label_map"
+    if kind == "nifti" and min(volume.shape) < settings.min_slices:
+        return "too_few_slices"
+    return "timepoint_not_kept" if kind == "nifti" and volume.part >= settings.keep_timepoints else ""
+
+
+def _flags(volume: FileVolume, modality: str, patient_id: str, accepted: bool) -> set[str]:
+    flags = set(volume.flags)
+    if volume.labels and accepted:
+        flags.add("label_map")
+    if modality == "unknown":
+        flags.add("modality_unknown")
+    if modality == "ct" and volume.low > HU_OF_FAT:
+        flags.add("hu_uncertain")
+    if not patient_id:
+        flags.add("patient_unknown")
+    if volume.num_parts > 1:
+        flags.add("split_series")
+    return flags
+
+
+def _modality(found: Found, settings: IndexSettings) -> str:
+    inside = found.relative.partition("/")[2]
+    for rule in settings.rules:
+        if fnmatchcase(inside, rule.glob) or fnmatchcase(found.relative, rule.glob):
+            return rule.modality
+    return _sidecar_modality(Path(found.path)) or settings.modality or "unknown"
+
+
+def _sidecar_modality(path: Path) -> str:
+    sidecar = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
+    try:
+        content = json.loads(sidecar.read_bytes())
+        return _SIDECAR.get(str(content.get("Modality")), "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+class Patients:
+    """Who a file belongs to: the user's table, else the BIDS subject in its path."""
+
+    def __init__(self, table: PatientTable | None, files: Sequence[Found]) -> None:
+        self._by_path = _read(table) if table is not None else {}
+        names = Counter(found.relative.rpartition("/")[2] for found in files)
+        self._unique_names = {name for name, count in names.items() if count == 1}
+        if table is not None and files and not any(self._listed(found) for found in files):
+            raise DataError(
+                f"patients.file ({table.file}): column `{table.path_column}` names none of the {len(files)} NIfTI and "
+                "image files found; expected paths relative to the folder given to `index`, or unique file names"
+            )
+
+    def of(self, found: Found) -> str:
+        """The patient id of a file, empty when unknown."""
+        subject = _SUBJECT.search(found.relative)
+        return self._listed(found) or (subject[1] if subject else "")
+
+    def _listed(self, found: Found) -> str:
+        inside, name = found.relative.partition("/")[2], found.relative.rpartition("/")[2]
+        by_name = self._by_path.get(name, "") if name in self._unique_names else ""
+        return self._by_path.get(inside) or self._by_path.get(found.relative) or by_name
+
+
+def _read(table: PatientTable) -> dict[str, str]:
+    try:
+        with table.file.open(newline="", encoding="utf-8-sig") as lines:
+            rows = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise DataError(f"patients.file ({table.file}) cannot be read as a CSV file in UTF-8") from None
+    columns = list(rows[0]) if rows else []
+    for column in (table.path_column, table.patient_column):
+        if column not in columns:
+            raise DataError(f"patients.file ({table.file}): no column `{column}`; it has {columns}")
+    return {
+        Path(row[table.path_column].strip()).as_posix(): row[table.patient_column].strip()
+        for row in rows
+        if row[table.path_column] and row[table.patient_column]
+    }
