@@ -56,7 +56,7 @@ What is awkward here, on purpose:
 
 @dataclass(frozen=True)
 class ArchiveSummary:
-    """What `write_archive` wrote; `dicom_series` and `dicom_files` count MR volumes, not localizers, copy or clutter."""
+    """What `write_archive` wrote; `dicom_series` and `dicom_files` count MR volumes, without localizers and clutter."""
 
     root: Path
     labels: Path
@@ -91,7 +91,7 @@ class _Patient:
 def write_archive(out: Path, *, subjects: int = 240, seed: int = 0, progress: Progress | None = None) -> ArchiveSummary:
     """Write the archive to `out` and return what it holds; `progress` hears (stage, done, total).
 
-    Raises `OutputExistsError` if `out` already holds something, `DataError` for a number of subjects that makes no sense.
+    Raises `OutputExistsError` if `out` already holds something, `DataError` for a senseless number of subjects.
     """
     if not 0 < subjects < _SEEDS_PER_ARCHIVE:
         raise DataError(

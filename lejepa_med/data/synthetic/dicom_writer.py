@@ -43,9 +43,9 @@ _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 class SeriesHeader:
     """What names one series: `key` makes its UIDs, `elements` are further standard keywords and values.
 
-    `order`: file names and InstanceNumbers follow the position ("instance"), or the numbers run against it ("reversed"),
-    or names are random, and in every second series the numbers run backwards ("shuffled"). `slope` and `intercept` are
-    the rescale from stored values (slope None: no rescale, as in most MR).
+    `order`: file names and InstanceNumbers follow the position ("instance"), or the numbers run against it
+    ("reversed"), or names are random, and in every second series the numbers run backwards ("shuffled").
+    `slope` and `intercept` are the rescale from stored values (slope None: no rescale, as in most MR).
     """
 
     key: str

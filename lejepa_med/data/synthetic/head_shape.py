@@ -166,7 +166,7 @@ def _blob(
 
 def _ventricles(grid: Grid, anatomy: Anatomy) -> Iterator[Layer]:
     low, high = (_scaled(anatomy, corner) for corner in _VENTRICLE_BOX)
-    box = grid.box(low, high, margin_mm=4)
+    box = grid.box(low, high, margin_mm=4.0)
     part = grid.crop(box)
     if part.x.size:
         size = ventricle_calibre(anatomy, round(grid.edge_mm, 1))

@@ -1,4 +1,4 @@
-"""The series of the archive: the geometry and header that a synthetic scanner gives to heads and trunks, and odd ones."""
+"""The series of the archive: the geometry and header that a synthetic scanner gives to heads and trunks."""
 
 from __future__ import annotations
 

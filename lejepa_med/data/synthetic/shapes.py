@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Field = NDArray[np.float32]
-Vector = tuple[float, float, float]
+Vector = tuple[float | int, float | int, float | int]  # beartype takes no int for a float
 Box = tuple[slice, slice, slice]
 
 
