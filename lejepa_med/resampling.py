@@ -7,6 +7,7 @@ shrunk image shows no aliasing and an enlarged one is linear interpolation (as i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -39,16 +40,20 @@ def resample(
 ) -> Float[Tensor, "batch view channel *out"]:
     """Several views of every image, by the matrices of `axis_weights`, one per spatial axis."""
     batch, channels, *spatial = images.shape
-    views = weights[0].shape[1]
+    views, axes = weights[0].shape[1], len(spatial)
     first = weights[0].flatten(1, 2)  # all views in one product: the source is read once
-    out = first @ images.movedim(2, 1).reshape(batch, spatial[0], -1)
-    out = out.reshape(batch, views, weights[0].shape[2], channels, *spatial[1:]).movedim(2, 3)
-    for axis, weight in enumerate(weights[1:], start=1):
-        moved = out.movedim(3 + axis, 2)
-        shape = moved.shape
-        product = weight @ moved.reshape(batch, views, shape[2], -1)
-        out = product.reshape(batch, views, weight.shape[2], *shape[3:]).movedim(2, 3 + axis)
-    return out.contiguous()
+    source = images.transpose(1, 2).reshape(batch, spatial[0], -1)
+    out = first[0] @ source[0] if batch == 1 else first @ source
+    out = out.reshape(batch, views, weights[0].shape[2], channels, *spatial[1:])
+    for axis in reversed(range(1, axes)):  # the last axis before the middle one: no copies
+        before, after = math.prod(out.shape[2 : 3 + axis]), math.prod(out.shape[4 + axis :])
+        shape = (*out.shape[: 3 + axis], weights[axis].shape[2], *out.shape[4 + axis :])
+        if after == 1:
+            out = out.reshape(batch, views, before, -1) @ weights[axis].transpose(-1, -2)
+        else:
+            out = weights[axis].unsqueeze(2) @ out.reshape(batch, views, before, -1, after)
+        out = out.reshape(shape)
+    return out.transpose(2, 3).contiguous()
 
 
 def resize(image: Float[Tensor, channel * spatial], size: Sequence[int]) -> Float[Tensor, channel * out]:

@@ -3,7 +3,14 @@
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
 from lejepa_med.config.loading import ConfigError, describe, dump_yaml, load_config, read_yaml, validate
 from lejepa_med.config.preparing import PrepareConfig
-from lejepa_med.config.pretraining import HoldoutConfig, ModelConfig, PretrainConfig, ViewsConfig
+from lejepa_med.config.pretraining import (
+    HoldoutConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    ProjectorConfig,
+    ViewsConfig,
+)
 
 __all__ = [
     "BenchmarkConfig",
@@ -11,9 +18,11 @@ __all__ = [
     "FinetuneConfig",
     "HoldoutConfig",
     "ModelConfig",
+    "OptimConfig",
     "PrepareConfig",
     "PretrainConfig",
     "ProbeConfig",
+    "ProjectorConfig",
     "ViewsConfig",
     "describe",
     "dump_yaml",

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lejepa_med.config.pretraining import HoldoutConfig
 from lejepa_med.spec import Frozen, InferenceSpec
+
+_DEVICE = Field("auto", description="auto, cpu, cuda or cuda:N")
+
+
+def slug(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
 
 
 class TaskConfig(Frozen):
@@ -82,7 +90,9 @@ class Timm2dEncoder(Frozen):
     image_size: int = Field(224, gt=0, description="pixels; DINOv2: a multiple of 14")
     planes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
     slices: int | None = Field(32, gt=0, description="non-empty slices per plane, evenly spaced; null = all")
-    inference: InferenceSpec = InferenceSpec()
+    ct_window_hu: tuple[float, float] = Field(
+        InferenceSpec().ct_window_hu, description="CT: the window mapped to [0, 1], HU"
+    )
 
 
 EncoderConfig = Annotated[
@@ -100,13 +110,14 @@ class ProbeRecipe(Frozen):
 
 
 class FinetuneRecipe(Frozen):
-    epochs: int = Field(30, gt=0)
-    batch_size: int = Field(16, ge=2)
+    epochs: int = Field(30, gt=0, description="passes over the labelled subset")
+    min_steps: int = Field(50, ge=0, description="at least this many optimizer steps, however few the labels")
+    batch_size: int = Field(16, ge=2, description="volumes")
     lr: float = Field(1e-3, gt=0, description="of the new head")
     backbone_lr_factor: float = Field(0.3, ge=0, description="learning rate of the backbone / that of the head")
-    weight_decay: float = Field(1e-2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0, description="none on biases and norms")
     shift_voxels: int = Field(2, ge=0, description="augmentation: random shifts up to this many voxels")
-    device: str = "auto"
+    precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
 
 
 class ProbeConfig(Frozen):
@@ -122,6 +133,8 @@ class ProbeConfig(Frozen):
     )
     seeds: int = Field(5, gt=0, description="draws of the labelled subset")
     probe: ProbeRecipe = ProbeRecipe()
+    transductive: bool = Field(False, description="allow a model that was pretrained on test patients, and mark it")
+    device: str = _DEVICE
 
 
 class FinetuneConfig(Frozen):
@@ -135,6 +148,8 @@ class FinetuneConfig(Frozen):
     budgets: tuple[int, ...] = Field((10,), description="labels per class; those that fit; an empty list = all labels")
     seeds: int = Field(2, gt=0, description="draws of the labelled subset")
     finetune: FinetuneRecipe = FinetuneRecipe()
+    transductive: bool = Field(False, description="allow a model that was pretrained on test patients, and mark it")
+    device: str = _DEVICE
 
 
 class BenchmarkConfig(Frozen):
@@ -151,8 +166,21 @@ class BenchmarkConfig(Frozen):
     )
     seeds: int = Field(5, gt=0, description="frozen: draws of the labelled subset")
     finetune_tasks: tuple[str, ...] | None = Field(None, description="null = all tasks")
-    finetune_budgets: tuple[int, ...] = Field((5, 10), description="labels per class")
-    finetune_seeds: int = Field(2, gt=0)
+    finetune_budgets: tuple[int, ...] = Field(
+        (5, 10), description="labels per class; those that fit; an empty list = all labels"
+    )
+    finetune_seeds: int = Field(2, gt=0, description="draws of the labelled subset, and of head and batches")
     probe: ProbeRecipe = ProbeRecipe()
     finetune: FinetuneRecipe = FinetuneRecipe()
     transductive: bool = Field(False, description="allow runs that were pretrained on test patients, and mark them")
+    device: str = _DEVICE
+
+    @field_validator("tasks", "encoders")
+    @classmethod
+    def _distinct_names(cls, items: tuple[TaskConfig | EncoderConfig, ...]) -> tuple[TaskConfig | EncoderConfig, ...]:
+        names = [slug(item.name) for item in items]
+        if not names:
+            raise ValueError("at least one is needed")
+        if len(set(names)) < len(names):
+            raise ValueError("names must differ, also as file names")
+        return items

@@ -44,10 +44,12 @@ def windows(volume: CachedVolume, spec: InferenceSpec) -> Windows:
     """The windows of one volume. 2D windows on a volume: the non-empty slices of the planes asked for.
 
     The volume is brought to `pitch_mm`, centred in the smallest grid of windows that covers it (up to a tenth of a
-    window may be cut off), and padded with air.
+    window may be cut off), and padded with air. A picture without physical size is resized to the window as a whole.
     """
     image = to_unit(volume.array, volume.modality, spec.ct_window_hu)
-    if spec.pitch_mm is not None and volume.spacing_mm is not None:
+    if volume.spacing_mm is None:
+        image = resize(image, spec.window) if image.ndim - 1 == len(spec.window) else image
+    elif spec.pitch_mm is not None:
         spacing = volume.spacing_mm
         size = [max(1, round(side * mm / spec.pitch_mm)) for side, mm in zip(image.shape[1:], spacing, strict=True)]
         image = resize(image, size)

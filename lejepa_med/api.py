@@ -1,0 +1,229 @@
+"""The Python interface: pretrain on whatever there is, load, embed. The command line calls the same functions.
+
+    RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
+    RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
+    RUN/backbone.safetensors  and DONE, or STOPPED
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+
+from lejepa_med.backbones import Backbone, build
+from lejepa_med.backbones.normalisation import reestimate_batchnorm
+from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
+from lejepa_med.config.loading import set_path
+from lejepa_med.data.cache import Cache, CachedVolume
+from lejepa_med.data.dataset import CacheSource, DatasetSource, Source, StepDataset
+from lejepa_med.data.inference import windows
+from lejepa_med.data.preprocess import prepare_volume
+from lejepa_med.data.reading import read_any
+from lejepa_med.data.sampler import StepSampler
+from lejepa_med.data.splits import is_held_out
+from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
+from lejepa_med.randomness import generator
+from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
+from lejepa_med.training.loop import choose_device, train
+from lejepa_med.training.model import Pretrainer
+from lejepa_med.views import BatchedMultiCrop
+from lejepa_med.viz.contact_sheet import views_sheet
+from lejepa_med.weights import load_backbone, load_strictly, read_tensors, save_backbone, find_weights
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory. `finished` is False if it was stopped by a signal and can be resumed."""
+
+    path: Path
+    finished: bool
+
+    def backbone(self) -> Backbone:
+        """The trained backbone, in evaluation mode."""
+        return load_backbone(self.path)
+
+
+def pretrain(
+    data: Any = None,
+    model: str | ModelConfig | Backbone | None = None,
+    out: str | Path = "run",
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Run:
+    """Pretrains a backbone with LeJEPA and leaves a run directory in `out`.
+
+    `data` is a cache folder made by `prepare`, a list of NIfTI files, image files or DICOM folders, a MONAI datalist
+    (`[{"image": path}, ...]`), or any map-style torch dataset of `[channel, *spatial]` tensors in [0, 1]. `model` is a
+    name (see `lejepa-med config pretrain`) or a `Backbone` of your own. `settings` are fields of the config, as
+    sections (`train={"steps": 100}`) or dotted (`**{"train.steps": 100}`).
+
+    Example:
+        >>> run = lejepa_med.pretrain("cache", "resnet18_3d", "runs/a", train={"steps": 5000})  # doctest: +SKIP
+
+    Raises:
+        UserError: data, settings or output folder cannot be used as given.
+    """
+    values = _nested(settings)
+    if isinstance(model, str):
+        values.setdefault("model", {})["name"] = model
+    elif isinstance(model, ModelConfig):
+        values["model"] = model.model_dump()
+    if isinstance(data, str | Path):
+        values.setdefault("data", {})["cache"] = str(data)
+    config = validate(PretrainConfig, values, "settings")
+    own = model if isinstance(model, Backbone) else None
+    source, preprocess = open_source(data, config)
+    return run_pretraining(config, source, preprocess, Path(out), own=own, resume=resume, progress=progress)
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if "." in key:
+            set_path(values, f"{key}={yaml.safe_dump(value, default_flow_style=True)}")
+        else:
+            values[key] = value
+    return values
+
+
+def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSpec]:
+    """Training items and how they were prepared; test patients of a cache are left out."""
+    if data is None or isinstance(data, str | Path):
+        if config.data.cache is None:
+            raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
+        cache = Cache.open(config.data.cache)
+        table = cache.select(config.data.modalities, config.data.sequences)
+        held_out = is_held_out(table["patient_key"], config.data.holdout.test_fraction, config.data.holdout.seed)
+        if held_out.all():
+            raise DataError(f"cache {cache.folder}: every patient is held out; lower data.holdout.test_fraction")
+        plane = config.data.plane if config.data.kind == "slices" else None
+        return CacheSource(cache, table[~held_out].reset_index(drop=True), plane), cache.preprocess
+    preprocess = PreprocessSpec()
+    if isinstance(data, Sequence):
+        return DatasetSource(_read_all(data, preprocess)), preprocess
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return DatasetSource(data), preprocess
+    raise DataError(f"data: expected a cache folder, a list of scans or a torch dataset, got a {type(data).__name__}")
+
+
+def _read_all(items: Sequence[Any], preprocess: PreprocessSpec) -> list[torch.Tensor]:
+    """Scans of a list, prepared in memory; for archives use `index` and `prepare`."""
+    arrays = []
+    for number, item in enumerate(items):
+        path = Path(item["image"] if isinstance(item, dict) else item)
+        try:
+            for volume in read_any(path, modality="mri"):
+                arrays.append(torch.from_numpy(prepare_volume(volume, preprocess).array)[None] / 255.0)
+        except UserError as error:
+            raise DataError(f"item {number} of the list: {error}") from None
+    return arrays
+
+
+def run_pretraining(
+    config: PretrainConfig,
+    source: Source,
+    preprocess: PreprocessSpec,
+    out: Path,
+    *,
+    own: Backbone | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """One run from a config to a run directory."""
+    _claim(out, config, resume)
+    size = base_size(config, source)
+    torch.manual_seed(config.seed)
+    backbone = own if own is not None else build(config.model)
+    if config.init_from is not None:
+        load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
+    spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
+    (out / "spec.yaml").write_text(dump_yaml(spec))
+    keys = pd.DataFrame({"series_key": source.keys, "patient_key": source.patients})
+    keys.to_csv(out / "pretraining_series.csv", index=False)
+    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
+    dataset = StepDataset(source, sampler, size, config.seed)
+    draw_views(config, dataset, out / "views.png")
+    model = Pretrainer(backbone, config.projector)
+    finished = train(model, dataset, config, out, resume=resume, progress=progress)
+    (out / "STOPPED").unlink(missing_ok=True)
+    if finished:
+        reestimate_batchnorm(backbone, inference_batches(source, spec.inference, choose_device(config.train.device)))
+        provenance = {"patients": sampler.num_patients, "series": len(source.keys), "steps": config.train.steps}
+        save_backbone(out / "backbone.safetensors", backbone, None if own else config.model, spec, provenance)
+    (out / ("DONE" if finished else "STOPPED")).touch()
+    return Run(out, finished)
+
+
+def _claim(out: Path, config: PretrainConfig, resume: bool) -> None:
+    """Makes the run directory, or checks that it is the one to resume."""
+    file = out / "config.yaml"
+    if resume:
+        if not file.exists():
+            raise DataError(f"run {out}: nothing to resume there")
+        before, now = load_config(PretrainConfig, file), config
+        movable = {"workers", "device", "checkpoint_every", "keep_checkpoints", "cache"}
+        changed = [key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable]
+        if changed:
+            raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
+        return
+    if out.exists() and any(out.iterdir()):
+        raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(dump_yaml(config))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for key in now:
+        old, new = before.get(key), now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
+    """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item."""
+    item = source.read(0, generator("first"))
+    whole = tuple(item.array.shape[1:])
+    if config.views.base_crop_mm is None or isinstance(source, DatasetSource):
+        return whole
+    return tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
+
+
+def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:
+    """One window of the size of a global view over a region of the size of a base crop."""
+    item = source.read(0, generator("first"))
+    pitch = max(side * mm / voxels for side, mm, voxels in zip(size, item.spacing_mm, config.views.global_size, strict=True))
+    return InferenceSpec(window=config.views.global_size, pitch_mm=pitch)
+
+
+def inference_batches(source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64) -> list[torch.Tensor]:
+    """Training items as the backbone will see them at inference, in batches of 16 windows."""
+    images = []
+    for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
+        item = source.read(number, generator("inference", number))
+        modality = "ct" if item.is_ct else "mri"
+        spacing = item.spacing_mm
+        images.append(windows(CachedVolume(item.key, "", modality, item.array[0], spacing), spec).images)
+    return [batch.to(device) for batch in torch.cat(images).split(16)]
+
+
+def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples: int = 6) -> None:
+    """The contact sheet of the views of the first step."""
+    batch = dataset[0]
+    chosen = slice(0, samples)
+    crop = BatchedMultiCrop(config.views)
+    views = crop(batch.images[chosen], batch.spacing_mm, batch.is_ct[chosen], ("views", config.seed, 0))
+    views_sheet(views, file, [f"sample {number}" for number in range(len(batch.keys[chosen]))])

@@ -1,0 +1,46 @@
+"""The one collective of the product: a mean over all samples of all ranks that autograd can go through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def mean_over_ranks(total: Tensor, count: int) -> Tensor:
+    """`sum of totals / sum of counts` over ranks, the same on every rank; counts may differ between ranks.
+
+    The gradient is summed over ranks, so that after the averaging of DistributedDataParallel it is exactly that of one
+    process on the whole batch. One process: `total / count`.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return total / count
+    counts = torch.tensor(float(count), device=total.device, dtype=torch.float32)
+    dist.all_reduce(counts)
+    summed: Tensor = _SumOverRanks.apply(total)
+    return summed / counts
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous().clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient
+
+
+def total_over_ranks(count: int) -> int:
+    """The sum of a count over all ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count
+    total = torch.tensor(count)
+    dist.all_reduce(total)
+    return int(total)

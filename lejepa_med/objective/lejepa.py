@@ -1,0 +1,66 @@
+"""The LeJEPA loss (arXiv 2511.08544, section 5): every view predicts the mean of the global views, beside SIGReg."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lejepa_med.distributed import mean_over_ranks, total_over_ranks
+from lejepa_med.objective.sigreg import SIGReg
+
+_PAPER_BALANCE = 0.05 * 256 / 0.95
+"""lambda N / (1 - lambda) at the paper's lambda .05 and N = 256; T carries the factor N, so this is what balances."""
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Scalars, global over ranks: `total = (1 - lam) * prediction + lam * sigreg`."""
+
+    total: Float[Tensor, ""]
+    prediction: Float[Tensor, ""]
+    sigreg: Float[Tensor, ""]
+    lam: float
+
+
+def prediction_loss(embeddings: Float[Tensor, "view sample dim"], num_global: int) -> Float[Tensor, ""]:
+    """Mean over views, samples and dimensions of (z - mu)^2, mu the mean of a sample's global views.
+
+    Global views come first. No stop-gradient.
+    """
+    target = embeddings[:num_global].mean(0)
+    squared = (embeddings - target) ** 2
+    return mean_over_ranks(squared.sum(), squared.numel())
+
+
+def resolve_lam(lam: float | Literal["auto"], num_samples: int) -> float:
+    """The number behind `auto`: lam N / (1 - lam) as in the paper. `num_samples` is the global batch."""
+    return _PAPER_BALANCE / (_PAPER_BALANCE + num_samples) if lam == "auto" else float(lam)
+
+
+class LeJEPALoss(nn.Module):
+    """Prediction loss and SIGReg with one trade-off weight. Everything runs in float32, autocast or not."""
+
+    def __init__(
+        self,
+        lam: float | Literal["auto"] = "auto",
+        num_slices: int = 1024,
+        num_knots: int = 17,
+        t_max: float = 3.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        assert lam == "auto" or 0 <= lam <= 1, f"lam must lie in [0, 1], got {lam}"
+        self.lam = lam
+        self.sigreg = SIGReg(num_slices, num_knots, t_max, seed)
+
+    def forward(self, embeddings: Float[Tensor, "view sample dim"], num_global: int, step: int = 0) -> LossParts:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            embeddings = embeddings.float()
+            lam = resolve_lam(self.lam, total_over_ranks(embeddings.shape[1]))
+            prediction = prediction_loss(embeddings, num_global)
+            sigreg = self.sigreg(embeddings, step)
+            return LossParts((1 - lam) * prediction + lam * sigreg, prediction, sigreg, lam)

@@ -1,0 +1,49 @@
+"""The record of a run: JSON lines, truncated to the checkpoint when a run is resumed.
+
+    RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
+    RUN/timing.jsonl       samples_per_s, data_wait, memory
+    RUN/diagnostics.jsonl  every N steps: ranks and spreads
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class RunLog:
+    """Appends to the three files of a run."""
+
+    NAMES = ("metrics", "timing", "diagnostics")
+
+    def __init__(self, run: Path, start: int) -> None:
+        for name in self.NAMES:
+            file = run / f"{name}.jsonl"
+            if file.exists():
+                kept = [line for line in file.read_text().splitlines(keepends=True) if _step(line) < start]
+                file.write_text("".join(kept))
+        self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES}
+
+    def write(self, name: str, **values: Any) -> None:
+        """One line, on disk before the next step."""
+        self._streams[name].write(json.dumps(values) + "\n")
+        self._streams[name].flush()
+
+    def close(self) -> None:
+        for stream in self._streams.values():
+            stream.close()
+
+
+def read_log(run: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of `metrics`, `timing` or `diagnostics`."""
+    file = run / f"{name}.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _step(line: str) -> int:
+    """The step of a line; a line that a kill cut short counts as later than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return 2**62

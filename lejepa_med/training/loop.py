@@ -1,0 +1,178 @@
+"""The training loop of LeJEPA, written out: views, one forward pass per view size, one loss, one step."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lejepa_med.config import PretrainConfig
+from lejepa_med.data.dataset import Batch, StepDataset
+from lejepa_med.errors import UserError
+from lejepa_med.objective import LeJEPALoss
+from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
+from lejepa_med.training.log import RunLog
+from lejepa_med.training.model import Pretrainer
+from lejepa_med.training.monitor import diagnose
+from lejepa_med.training.optimizer import build_optimizer, learning_rate
+from lejepa_med.views import BatchedMultiCrop
+
+
+@dataclass
+class StopFlag:
+    """Set by SIGTERM or SIGINT; read at the end of each step."""
+
+    stopped: bool = False
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> StopFlag:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._stop)
+        except ValueError:  # not the main thread: a notebook's kernel handles its own signals
+            self._previous.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+
+def train(
+    model: Pretrainer,
+    dataset: StepDataset,
+    config: PretrainConfig,
+    run: Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> bool:
+    """Trains until `train.steps`, or until SIGTERM; True if it came to the end. Resuming is exact to the bit on a CPU.
+
+    Raises:
+        UserError: the loss is not finite; names the step, the series and the last good checkpoint.
+    """
+    device = choose_device(config.train.device)
+    model = model.to(device).train()
+    crop, loss_function = BatchedMultiCrop(config.views), LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
+    optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
+    start = _restore(model, optimizer, run) if resume else 0
+    log, steps = RunLog(run, start), config.train.steps
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
+    with StopFlag() as stop:
+        batches = _batches(dataset, range(start, steps), config.data.workers, device)
+        for step in range(start, steps):
+            began = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - began
+            images, is_ct = batch.images.to(device, non_blocking=True), batch.is_ct.to(device)
+            views = crop(images, batch.spacing_mm, is_ct, ("views", config.seed, step))
+            with autocast:
+                features, projections = model(views)
+            loss = loss_function(projections, config.views.num_global, step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, config.optim)
+            optimizer.zero_grad(set_to_none=True)
+            loss.total.backward()
+            limit = config.optim.clip_norm if config.optim.clip_norm is not None else float("inf")
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
+            total = float(loss.total)
+            if not (torch.isfinite(loss.total) and torch.isfinite(grad_norm)):
+                raise UserError(_explain_nan(step, batch, run))
+            optimizer.step()
+
+            parts = {"prediction": float(loss.prediction), "sigreg": float(loss.sigreg)}
+            lr = optimizer.param_groups[0]["lr"]
+            log.write("metrics", step=step, total=total, **parts, lr=lr, grad_norm=float(grad_norm))
+            seconds = time.perf_counter() - began
+            log.write(
+                "timing", step=step, samples_per_s=len(images) / seconds, data_wait=waited / seconds, memory=_memory(device)
+            )
+            if step % config.train.diagnostics_every == 0 or step == steps - 1:
+                log.write("diagnostics", step=step, **diagnose(features[0], projections[0], batch.patients))
+            done = step + 1
+            if done % config.train.checkpoint_every == 0 or done == steps or stop.stopped:
+                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lam": loss.lam}
+                save_checkpoint(run / "checkpoints", done, state, config.train.keep_checkpoints)
+            if progress is not None:
+                progress("pretrain", done, steps)
+            if stop.stopped and done < steps:
+                break
+    log.close()
+    return not stop.stopped or done == steps
+
+
+def _batches(dataset: StepDataset, steps: range, workers: int, device: torch.device) -> Iterator[Batch]:
+    """Batches in the order of the steps; the same for any number of workers."""
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=list(steps),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_ignore_stop_signals,
+        persistent_workers=False,
+    )
+    return iter(loader)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A worker must outlive the step that it feeds; the main process decides when to stop."""
+    del worker
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def _restore(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path) -> int:
+    state = load_checkpoint(run / "checkpoints")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def _explain_nan(step: int, batch: Batch, run: Path) -> str:
+    latest = run / "checkpoints" / "latest"
+    good = f"the last good checkpoint is {latest.read_text()}" if latest.exists() else "there is no checkpoint yet"
+    series = ", ".join(batch.keys[:8])
+    return f"training stopped: loss or gradient not finite at step {step}, batch of series {series} ...; {good}"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Raises UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"train.device {name}: no CUDA device here; use cpu or auto")
+    return device
+
+
+def uses_bf16(config: PretrainConfig, device: torch.device) -> bool:
+    """Whether the forward pass runs under bf16 autocast."""
+    if config.train.precision != "auto":
+        return config.train.precision == "bf16"
+    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_fast_bf16()
+
+
+def cpu_has_fast_bf16() -> bool:
+    """AMX or AVX512-BF16: elsewhere bf16 on a CPU is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _memory(device: torch.device) -> int:
+    """Peak bytes: of the device on CUDA, resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

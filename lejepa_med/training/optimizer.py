@@ -1,0 +1,29 @@
+"""AdamW and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from lejepa_med.config import OptimConfig
+
+
+def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+    """Linear warm-up, then a cosine from `lr` to `lr * final_fraction` at the last step."""
+    warmup = max(1, round(steps * config.warmup_fraction))
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - 1 - warmup)
+    low = config.lr * config.final_fraction
+    return low + (config.lr - low) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig, is_vit: bool) -> torch.optim.AdamW:
+    """AdamW without weight decay on norms, biases and tokens (parameters with fewer than two axes)."""
+    decay = config.weight_decay if config.weight_decay != "auto" else (5e-2 if is_vit else 5e-4)
+    matrices = [p for p in module.parameters() if p.requires_grad and p.squeeze().ndim >= 2]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.squeeze().ndim < 2]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

@@ -1,0 +1,5 @@
+"""Multi-crop views in 2D and 3D: geometry as one antialiased resampling, intensity for MRI and CT."""
+
+from lejepa_med.views.multicrop import BatchedMultiCrop, MultiCropd
+
+__all__ = ["BatchedMultiCrop", "MultiCropd"]
