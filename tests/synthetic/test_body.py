@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lejepa_med.data.synthetic import body_phantom, draw_body
 from lejepa_med.data.synthetic.ranges import BODY
@@ -41,16 +42,16 @@ def test_the_liver_is_on_the_right_and_the_heart_on_the_left() -> None:
     assert _near(volume, (-45, 20, -10)).mean() > 0 > _near(volume, (55, 20, 15)).mean()
 
 
-def test_nodules_are_dense_spheres_in_lung() -> None:
+def test_nodules_hold_the_volume_of_their_diameter_and_replace_lung() -> None:
     seen = 0
-    for seed in range(8):
-        body = _quiet(seed)
-        without = body_phantom(replace(body, nodules=()), (3.0, 3.0, 3.0))
-        volume = body_phantom(body, (3.0, 3.0, 3.0))
-        for x, y, z, _ in body.nodules:
-            assert np.median(_near(volume, (x, y, z))) > -50
-            assert np.median(_near(without, (x, y, z))) < -700
+    for seed in range(10):
+        body = replace(_quiet(seed), vessels=())
+        clean = replace(body, nodules=())
+        without = body_phantom(clean, SPACING)
+        for x, y, z, radius in body.nodules:
+            assert np.median(_near(without, (x, y, z))) == np.float32(body.hu["lung"])
+            difference = body_phantom(replace(clean, nodules=((x, y, z, radius),)), SPACING).array - without.array
+            volume_mm3 = float(difference.sum()) * np.prod(SPACING) / (body.hu["nodule"] - body.hu["lung"])
+            assert volume_mm3 == pytest.approx(4 / 3 * np.pi * radius**3, rel=0.1)
             seen += 1
-        if not body.nodule:
-            np.testing.assert_array_equal(without.array, volume.array)
-    assert seen >= 4
+    assert seen >= 5

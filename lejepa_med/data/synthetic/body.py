@@ -22,6 +22,7 @@ from lejepa_med.data.synthetic.shapes import (
     make_grid,
     pose_matrix,
     soft,
+    soft_sphere,
 )
 from lejepa_med.data.volume import Volume
 
@@ -122,12 +123,15 @@ def _organs(grid: Grid, body: Body, cavity: Field) -> Iterator[Layer]:
     yield Layer("lung", soft(lung, edge))
     yield Layer("heart", soft(ellipsoid(grid, (-22.0, 22.0, -22.0), (52.0, 42.0, 48.0)), edge))
     for start, stop, radius in body.vessels:
-        tube = np.minimum(np.float32(radius) - capsule_distance(x, y, z, start, stop), lung)
-        yield Layer("vessel", soft(tube, edge) * min(1.0, 2 * radius / edge))
+        low, high = np.minimum(start, stop).tolist(), np.maximum(start, stop).tolist()
+        box = grid.box((low[0], low[1], low[2]), (high[0], high[1], high[2]), margin_mm=radius + edge)
+        part = grid.crop(box)
+        tube = np.minimum(np.float32(radius) - capsule_distance(part.x, part.y, part.z, start, stop), lung[box])
+        yield Layer("vessel", soft(tube, edge) * min(1.0, 2 * radius / edge), box)
     yield Layer("vessel", soft(12 - np.hypot(x + 20, y + 38), edge))  # descending aorta
     for cx, cy, cz, radius in body.nodules:
-        sphere = ellipsoid(grid, (cx, cy, cz), (radius, radius, radius))
-        yield Layer("nodule", soft(sphere, edge))
+        box = grid.box((cx, cy, cz), (cx, cy, cz), margin_mm=radius + edge)
+        yield Layer("nodule", soft_sphere(grid.crop(box), (cx, cy, cz), radius), box)
 
 
 def _bones(grid: Grid, body: Body, depth: Field) -> Iterator[Layer]:
@@ -176,7 +180,8 @@ def body_phantom(body: Body, spacing_mm: Vector, shape: tuple[int, int, int] | N
     image = np.full(shape, body.hu["air"], np.float32)
     flat = make_grid(shape, affine, pose_matrix((0.0, 0.0, 0.0), body.shift_mm))
     for layer in (_table(flat, body), *body_layers(grid, body)):
-        image += layer.alpha * (np.float32(body.hu[layer.tissue]) - image)
+        part = image[layer.box]
+        part += layer.alpha * (np.float32(body.hu[layer.tissue]) - part)
     rng = np.random.default_rng([_BODY_NOISE, body.seed])
     image += np.float32(body.noise_hu) * rng.standard_normal(shape, np.float32)
     return Volume(np.clip(image, -1024, 3071), affine, "ct")

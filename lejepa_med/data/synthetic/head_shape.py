@@ -11,7 +11,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from lejepa_med.data.synthetic.shapes import Box, Field, Grid, Vector, capsule_distance, ellipsoid, make_grid, soft
+from lejepa_med.data.synthetic.shapes import (
+    Box,
+    Field,
+    Grid,
+    Vector,
+    capsule_distance,
+    ellipsoid,
+    make_grid,
+    soft,
+    soft_sphere,
+)
 
 TISSUES = ("air", "fat", "bone", "muscle", "csf", "grey", "white", "ventricle", "lesion", "eye")
 
@@ -208,5 +218,5 @@ def head_layers(grid: Grid, anatomy: Anatomy) -> Iterator[Layer]:
         box = grid.box(low, high, margin_mm=4 + grid.edge_mm)
         part = grid.crop(box)
         if part.x.size:
-            yield Layer("lesion", soft(ellipsoid(part, (x, y, z), (radius,) * 3), grid.edge_mm), box)
+            yield Layer("lesion", soft_sphere(part, (x, y, z), radius), box)
     yield from _ventricles(grid, anatomy)

@@ -88,6 +88,14 @@ def ellipsoid(grid: Grid, centre: Vector, radii: Vector, mirrored: bool = False)
     return (1 - rho) * np.float32(np.prod(radii) ** (1 / 3))
 
 
+def soft_sphere(grid: Grid, centre: Vector, radius: float) -> Field:
+    """Fraction inside a sphere that keeps its volume: a soft one of radius r holds `4/3 pi (r^3 + r edge^2 / 4)`."""
+    inner = radius
+    for _ in range(6):  # Newton; convex, so it converges from above
+        inner -= (inner**3 + inner * grid.edge_mm**2 / 4 - radius**3) / (3 * inner**2 + grid.edge_mm**2 / 4)
+    return soft(ellipsoid(grid, centre, (inner, inner, inner)), grid.edge_mm)
+
+
 def capsule_distance(x: Field, y: Field, z: Field, start: Vector, stop: Vector) -> Field:
     """Distance to the segment `start`-`stop`, mm."""
     a, d = np.array(start, np.float32), np.subtract(stop, start, dtype=np.float32)
