@@ -67,7 +67,7 @@ def index(
     examined, files_read = _examine(found, headers, settings.workers, progress)
     if not any(outcome.frames or outcome.volumes for _, outcome in examined):
         if not headers.existed:
-            headers.path.unlink(missing_ok=True)
+            headers.forget()
         raise DataError(_nothing_found(examined))
     entries = _entries(examined, load_salt(out), settings)
     entries = _probed(entries, ProbeCache(out), settings.workers, progress)

@@ -41,6 +41,8 @@ def stored_values(frame: Frame) -> NDArray[np.generic]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = pydicom.dcmread(frame.path, force=True)
+        if "TransferSyntaxUID" not in header.file_meta:  # files without preamble do not name it
+            header.file_meta.TransferSyntaxUID = _native_syntax(header)
         several = int(header.get("NumberOfFrames") or 1) > 1
         pixels = pixel_array(header, index=frame.index) if several else pixel_array(header)
     if frame.mosaic:
@@ -50,6 +52,13 @@ def stored_values(frame: Frame) -> NDArray[np.generic]:
     if pixels.shape != (frame.rows, frame.columns):
         raise ValueError("pixels do not have the size that the header gives")
     return pixels
+
+
+def _native_syntax(header: pydicom.FileDataset) -> pydicom.uid.UID:
+    implicit, little = header.original_encoding
+    if not little:
+        return pydicom.uid.ExplicitVRBigEndian
+    return pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
 
 
 def rescaled(frame: Frame, stored: NDArray[np.generic]) -> NDArray[np.generic]:

@@ -49,8 +49,6 @@ _KINDS = (
 REFORMATS = {"MPR", "REFORMATTED", "MPR_THICK", "CSA MPR", "CURVED MPR"}
 
 _B_VALUES = (Tag(0x0018, 0x9087), Tag(0x0019, 0x100C), Tag(0x0043, 0x1039))
-_MOSAIC_TILES = Tag(0x0019, 0x100A)
-_CSA_HEADER = Tag(0x0029, 0x1010)
 _KEYWORDS = [
     "SOPClassUID",
     "SOPInstanceUID",
@@ -97,7 +95,7 @@ _KEYWORDS = [
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
 ]
-_TAGS: list[Any] = [*_KEYWORDS, *_B_VALUES, _MOSAIC_TILES, _CSA_HEADER]
+_TAGS: list[Any] = [*_KEYWORDS, *_B_VALUES]
 
 
 class NotAVolume(Exception):  # noqa: N818  (an outcome, not an error)

@@ -1,16 +1,21 @@
 """Turns a Siemens mosaic (many slices tiled into one image) into single frames.
 
-ImagePositionPatient of a mosaic is the corner of a full-size image around the centre of one tile's plane, so it is
-moved to the first tile by half the difference of the sizes; slices are stacked along the CSA header's SliceNormalVector.
+ImagePositionPatient of a mosaic is the corner of a full-size image around the centre of the first tile, so it is moved
+by half the difference of the sizes. Slices are stacked along the CSA header's SliceNormalVector, or by the slice
+positions of the protocol (volumes may be numbered from head to feet, which dicom2nifti misplaces by their height).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import struct
+from typing import Any
 
 import numpy as np
+import pydicom
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
@@ -18,41 +23,84 @@ from lejepa_med.data.dicom_header import number
 from lejepa_med.data.frame import Frame
 
 _TILES = Tag(0x0019, 0x100A)
-_CSA = Tag(0x0029, 0x1010)
+_CSA_IMAGE = Tag(0x0029, 0x1010)
+_CSA_SERIES = Tag(0x0029, 0x1020)
+_PROTOCOL_SLICES = re.compile(rb"sSliceArray\.lSize\s*=\s*(\d+)")
 
 
 def tiles(whole: Frame, header: Dataset) -> tuple[Frame, ...]:
-    """One frame per tile; a mosaic whose tiles or spacing are unknown keeps no geometry."""
-    csa = csa_values(bytes(header[_CSA].value)) if _CSA in header else {}
-    count = (
-        int(header[_TILES].value) if _TILES in header else int(float((csa.get("NumberOfImagesInMosaic") or ["0"])[0]))
-    )
+    """One frame per tile; a mosaic whose tiles cannot be placed keeps no geometry."""
+    wanted: list[Any] = [_TILES, _CSA_IMAGE, _CSA_SERIES]
+    private = pydicom.dcmread(whole.path, stop_before_pixels=True, specific_tags=wanted, force=True)
+    csa = csa_values(_bytes(private, _CSA_IMAGE))
+    count = _count(private, csa)
     spacing = number(header, "SpacingBetweenSlices")
-    if count < 1 or not spacing > 0 or not (whole.orientation and whole.position and whole.pixel_spacing):
+    placed = count > 0 and spacing > 0 and whole.orientation and whole.position and whole.pixel_spacing
+    direction = _direction(whole, private, csa, count) if placed else None
+    if direction is None:
         return (dataclasses.replace(whole, position=(), orientation=()),)
     side = math.ceil(math.sqrt(count))
     rows, columns = whole.rows // side, whole.columns // side
-    across, down = np.array(whole.orientation[:3]), np.array(whole.orientation[3:])
-    normal = np.cross(across, down)
-    given = [float(value) for value in csa.get("SliceNormalVector", [])[:3]]
-    if len(given) == 3 and float(np.dot(given, normal)) < 0:
-        normal = -normal
-    shift = across * whole.pixel_spacing[1] * (whole.columns - columns) / 2
-    shift = shift + down * whole.pixel_spacing[0] * (whole.rows - rows) / 2
-    corner = np.array(whole.position) + shift
+    corner = _corner(whole, rows, columns)
+    flags = tuple(sorted({*whole.flags, "mosaic"}))
     return tuple(
         dataclasses.replace(
             whole,
             index=index,
             rows=rows,
             columns=columns,
-            position=tuple(float(part) for part in corner + index * spacing * normal),
-            flags=(*whole.flags, "mosaic"),
+            position=tuple(float(part) for part in corner + index * spacing * direction),
+            flags=flags,
             mosaic=side,
             bytes=whole.bytes // count,
         )
         for index in range(count)
     )
+
+
+def _corner(whole: Frame, rows: int, columns: int) -> NDArray[np.float64]:
+    across, down = np.array(whole.orientation[:3]), np.array(whole.orientation[3:])
+    shift = across * whole.pixel_spacing[1] * (whole.columns - columns) / 2
+    shift = shift + down * whole.pixel_spacing[0] * (whole.rows - rows) / 2
+    corner: NDArray[np.float64] = np.array(whole.position) + shift
+    return corner
+
+
+def _direction(whole: Frame, private: Dataset, csa: dict[str, list[str]], count: int) -> NDArray[np.float64] | None:
+    """The unit vector from the first tile to the last; None where the header does not tell."""
+    normal = np.cross(whole.orientation[:3], whole.orientation[3:])
+    given = [float(value) for value in csa.get("SliceNormalVector", [])[:3]]
+    if len(given) == 3:
+        return normal if float(np.dot(given, normal)) > 0 else -normal
+    protocol = _bytes(private, _CSA_SERIES)
+    first, last = (float(np.dot(normal, _protocol_position(protocol, index))) for index in (0, count - 1))
+    if abs(last - first) < 1e-3:
+        return None
+    # The image's own plane is that of the first tile; slices may be numbered from either end of the protocol's list.
+    place = float(np.dot(normal, whole.position))
+    ascending = (last > first) == (abs(place - first) < abs(place - last))
+    return normal if ascending else -normal
+
+
+def _protocol_position(protocol: bytes, index: int) -> NDArray[np.float64]:
+    """Centre of a slice in the protocol, LPS mm; what the protocol leaves out is 0."""
+    pattern = rb"sSliceArray\.asSlice\[%d\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*([-+.\deE]+)" % index
+    found = {name: float(value) for name, value in re.findall(pattern, protocol)}
+    return np.array([found.get(name, 0.0) for name in (b"Sag", b"Cor", b"Tra")])
+
+
+def _count(private: Dataset, csa: dict[str, list[str]]) -> int:
+    if _TILES in private:
+        return int(private[_TILES].value)
+    if csa.get("NumberOfImagesInMosaic"):
+        return int(float(csa["NumberOfImagesInMosaic"][0]))
+    found = _PROTOCOL_SLICES.search(_bytes(private, _CSA_SERIES))
+    return int(found[1]) if found else 0
+
+
+def _bytes(header: Dataset, tag: Any) -> bytes:
+    value = header[tag].value if tag in header else b""
+    return value if isinstance(value, bytes) else b""
 
 
 def csa_values(data: bytes) -> dict[str, list[str]]:

@@ -39,6 +39,7 @@ def file_entries(examined: Sequence[tuple[Found, Examined]], salt: bytes, settin
             entries.append(_entry(found, volume, outcome.kind, patients, salt, settings))
     for places in contents.values():
         usable = [place for place in places if not entries[place].reason]
+        usable.sort(key=lambda place: "patient_unknown" in entries[place].flags)
         if len(usable) > 1:
             entries[usable[0]] = entries[usable[0]].flagged("duplicate_file")
             for place in usable[1:]:

@@ -18,7 +18,7 @@ from lejepa_med.data.file_volume import BadFile, FileVolume
 from lejepa_med.data.frame import Frame
 from lejepa_med.data.walk import Found
 
-VERSION = 1
+VERSION = 2
 """Raised whenever `Examined` or what is read from headers changes: older caches are then read anew."""
 
 _PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".tar.bz2", ".tar.xz")
@@ -135,6 +135,12 @@ class HeaderCache:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
+
+    def forget(self) -> None:
+        """Remove the file, and its folder if nothing else is in it."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
 
 
 def _key(line: str) -> tuple[str, int, int] | None:

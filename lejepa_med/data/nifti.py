@@ -80,7 +80,8 @@ def _voxels(image: Any) -> NDArray[np.generic]:
     if (slope, intercept) != (1, 0):
         return (array.astype(np.float64) * slope + intercept).astype(np.float32)
     wide = array.dtype.kind == "f" and array.dtype != np.float32
-    native: NDArray[np.generic] = array.astype(np.float32 if wide else array.dtype.newbyteorder("="), copy=False)
+    dtype = np.dtype(np.float32) if wide else array.dtype.newbyteorder("=")
+    native: NDArray[np.generic] = array.astype(dtype, copy=False)
     return native
 
 

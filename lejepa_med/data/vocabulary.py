@@ -153,7 +153,7 @@ def _by_timing(scanning: set[str], repetition: float, echo: float, inversion: fl
         if echo < 30 and inversion < 1500:
             return "t1"
     if "EP" in scanning:
-        return "bold" if "GR" in scanning and 15 <= echo <= 60 else ""
+        return "bold" if "SE" not in scanning and 15 <= echo <= 60 else ""
     if "SE" in scanning:
         if echo < 40:
             return "t1" if repetition < 1200 else "pd"

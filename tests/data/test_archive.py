@@ -1,0 +1,239 @@
+"""The index: every file has a row, every volume reads back, no identity leaves, nothing is read twice."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pandas as pd
+import pytest
+from dicom_factory import SECONDARY_CAPTURE, SR, header, image, misplaced, stack, write
+from PIL import Image
+
+from lejepa_med.data.archive import IndexSummary, index
+from lejepa_med.data.archive_settings import IndexSettings
+from lejepa_med.data.convert import convert
+from lejepa_med.data.entry import COLUMNS
+from lejepa_med.data.privacy import load_salt, patient_key
+from lejepa_med.data.reading import Archive, read_any
+from lejepa_med.data.vocabulary import FLAGS, REASONS
+from lejepa_med.errors import DataError
+
+PUBLIC = ("series.parquet", "series.csv", "index.html")
+
+
+def run(source: Path, out: Path, **settings: object) -> IndexSummary:
+    return index([source], out, IndexSettings.model_validate({"workers": 1, **settings}))
+
+
+def save(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, np.diag([-1, 1, 2, 1])), path)
+
+
+def noise(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(100, 30, (6, 7, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def hospital(tmp_path: Path) -> Path:
+    """A folder with a DICOM series, its by-products, NIfTI files, images and rubbish."""
+    folder = tmp_path / "planted-hospital"
+    paths = write(folder / "planted-doe-john" / "a", stack(8))
+    report = header(SR, SOPInstanceUID="1.2.5.1", Modality="SR")
+    capture = image((0, 0, 0), 5, sop_class=SECONDARY_CAPTURE, SeriesInstanceUID="1.2.5.9")
+    write(folder / "planted-doe-john" / "b", [report, capture])
+    paths[5].with_name("again").write_bytes(paths[5].read_bytes())
+    save(folder / "nifti" / "sub-07" / "ses-1" / "planted.nii.gz", noise(1))
+    save(folder / "nifti" / "copy.nii.gz", noise(1))
+    save(folder / "nifti" / "labels.nii.gz", (noise(2) > 100).astype(np.uint8))
+    (folder / "nifti" / "cut.nii.gz").write_bytes(b"\x1f\x8b\x08\x00rest")
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 30, 3), np.uint8)).save(folder / "photo.png")
+    (folder / "planted-notes.txt").write_text("planted text")
+    (folder / "empty.dcm").touch()
+    (folder / "broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    (folder / "gone").symlink_to(folder / "nowhere")
+    (folder / "round").symlink_to(folder)
+    (folder / "data.zip").write_bytes(b"PK\x03\x04")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_every_file_is_used_or_explained(hospital: Path, tmp_path: Path) -> None:
+    summary = run(hospital, tmp_path / "out")
+    assert summary.files_seen == 23 == summary.files_used + summary.files_explained
+    files = pd.read_parquet(tmp_path / "out" / "files.parquet")
+    assert files["path"].nunique() == summary.files_seen
+    table = pd.read_csv(tmp_path / "out" / "series.csv", keep_default_na=False)
+    assert tuple(table.columns) == COLUMNS and table["series_key"].is_monotonic_increasing
+    assert table["series_key"].is_unique
+    assert sorted(table.loc[table["verdict"] == "rejected", "reason"]) == sorted(
+        ["structured_report", "secondary_capture", "duplicate", "duplicate", "label_map", "unreadable", "unreadable",
+         "not_a_scan", "empty_file", "broken_link", "symlink_loop", "packed", "special_file"]
+    )  # fmt: skip
+    assert summary.files_used == 8 + 1 + 1
+    assert set(table["reason"]) <= {"", *REASONS}
+    assert {flag for flags in table["flags"] for flag in flags.split(";")} <= {"", *FLAGS}
+
+
+def test_no_identity_leaves_the_archive(
+    hospital: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    run(hospital, out)
+    convert(out, tmp_path / "converted")
+    public = [out / name for name in PUBLIC] + sorted((tmp_path / "converted").iterdir())
+    said = "".join(capfd.readouterr()) + caplog.text
+    for path in public:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = nibabel.load(path).header.binaryblock
+        for planted in (b"lanted", b"PLANTED", b"7788", b"1961", b"1.2.826.77", b"doe-john", b"sub-07", b"hospital"):
+            assert planted not in content, (path.name, planted)
+    assert said == ""
+    for path in out.iterdir():
+        private = path.name not in PUBLIC
+        assert (stat.S_IMODE(path.stat().st_mode) == 0o600) == private, path.name
+
+
+def test_volumes_read_back(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out", modality="mri")
+    archive = Archive.open(tmp_path / "out")
+    rows = archive.rows().set_index("source")
+    volume = archive.read(rows.loc["dicom", "series_key"])
+    assert volume.modality == "mri" and misplaced(volume) <= 0.501
+    np.testing.assert_array_equal(archive.read(rows.loc["nifti", "series_key"]).array, noise(1))
+    assert archive.read(rows.loc["image", "series_key"]).array.shape == (20, 30)
+    assert rows.loc["dicom", "patient_key"] == patient_key(load_salt(tmp_path / "out"), "PLANTED-ID-7788")
+    assert rows.loc["nifti", "patient_key"] == patient_key(load_salt(tmp_path / "out"), "sub-07")
+
+
+def test_rejected_unknown_and_changed_series_are_named_by_key(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out")
+    archive = Archive.open(tmp_path / "out")
+    rejected = archive.rows(("rejected",))["series_key"][0]
+    with pytest.raises(DataError, match=f"series {rejected}: rejected"):
+        archive.read(rejected)
+    with pytest.raises(DataError, match="series abc: not in this index"):
+        archive.read("abc")
+    key = archive.rows().set_index("source").loc["dicom", "series_key"]
+    for path in (hospital / "planted-doe-john" / "a").iterdir():
+        path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DataError, match=f"series {key}: its files are gone, damaged or changed") as caught:
+        archive.read(key)
+    assert "planted" not in str(caught.value)
+
+
+def test_unchanged_files_are_not_read_again(hospital: Path, tmp_path: Path) -> None:
+    first = run(hospital, tmp_path / "out")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in PUBLIC}
+    assert run(hospital, tmp_path / "out").files_read == 0
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in PUBLIC}
+    save(hospital / "new.nii.gz", noise(9))
+    (hospital / "planted-notes.txt").unlink()
+    again = run(hospital, tmp_path / "out")
+    assert (again.files_read, again.files_seen) == (1, first.files_seen)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    (fresh / "salt").write_bytes((tmp_path / "out" / "salt").read_bytes())
+    run(hospital, fresh)
+    assert (fresh / "series.csv").read_bytes() == (tmp_path / "out" / "series.csv").read_bytes()
+
+
+def test_a_killed_run_is_resumed(hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lejepa_med.data.archive.load_salt", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(hospital, tmp_path / "out")
+    monkeypatch.undo()
+    with (tmp_path / "out" / "headers.jsonl").open("a") as file:
+        file.write('["half a li')
+    assert run(hospital, tmp_path / "out").files_read == 0
+
+
+def test_two_processes_give_the_same_index(hospital: Path, tmp_path: Path) -> None:
+    for number in range(80):
+        save(hospital / "many" / f"{number}.nii", noise(number + 10))
+    run(hospital, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "salt").write_bytes((tmp_path / "one" / "salt").read_bytes())
+    run(hospital, tmp_path / "two", workers=2)
+    assert (tmp_path / "one" / "series.csv").read_bytes() == (tmp_path / "two" / "series.csv").read_bytes()
+
+
+def test_modality_comes_from_rules_then_settings(tmp_path: Path) -> None:
+    for name in ("ct/a.nii", "mr/b.nii"):
+        save(tmp_path / "in" / name, noise(len(name) + ord(name[0])))
+    run(tmp_path / "in", tmp_path / "out", modality="mri", rules=[{"glob": "ct/*", "modality": "ct"}])
+    table = Archive.open(tmp_path / "out").table
+    assert sorted(table["modality"]) == ["ct", "mri"]
+    ct = table.set_index("modality").loc["ct"]
+    assert ct["flags"] == "hu_uncertain;patient_unknown"  # no voxel under -30
+
+
+def test_the_patient_table(tmp_path: Path) -> None:
+    for number, name in enumerate(("x/scan.nii", "y/scan.nii", "z/alone.nii", "z/other.nii")):
+        save(tmp_path / "in" / name, noise(number))
+    table = tmp_path / "patients.csv"
+    table.write_text("path,patient_id\nx/scan.nii,p1\ny/scan.nii,p2\nalone.nii,p1\nscan.nii,p9\n")
+    run(tmp_path / "in", tmp_path / "out", patients={"file": table})
+    files = pd.read_parquet(tmp_path / "out" / "files.parquet").merge(Archive.open(tmp_path / "out").table)
+    salt = load_salt(tmp_path / "out")
+    patients = files.set_index("relative")["patient_key"]
+    assert patients["in/x/scan.nii"] == patients["in/z/alone.nii"] == patient_key(salt, "p1")
+    assert patients["in/y/scan.nii"] == patient_key(salt, "p2")
+    assert "patient_unknown" in files.set_index("relative").loc["in/z/other.nii", "flags"]
+    table.write_text("path,patient_id\nq.nii,p1\n")
+    with pytest.raises(DataError, match="names none of the 4"):
+        run(tmp_path / "in", tmp_path / "out2", patients={"file": table})
+
+
+def test_user_mistakes_are_one_sentence_and_write_nothing(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(DataError, match=r"PATH 1 \(.*\) holds no file"):
+        run(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "planted.txt").write_text("text")
+    with pytest.raises(DataError, match=r"none of 1 files is a scan \(1 not_a_scan\)") as caught:
+        run(tmp_path / "in", tmp_path / "out")
+    assert "planted" not in str(caught.value)
+    with pytest.raises(DataError, match="does not exist"):
+        run(tmp_path / "nowhere", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_keys_survive_moving_the_archive(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out")
+    moved = tmp_path / "elsewhere" / hospital.name
+    moved.parent.mkdir()
+    hospital.rename(moved)
+    before = Archive.open(tmp_path / "out").rows()["series_key"].tolist()
+    run(moved, tmp_path / "out")
+    assert Archive.open(tmp_path / "out").rows()["series_key"].tolist() == before
+
+
+def test_convert_resumes_and_keeps_geometry(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out")
+    assert convert(tmp_path / "out", tmp_path / "nifti") == 3
+    archive = Archive.open(tmp_path / "out")
+    for key in archive.rows()["series_key"]:
+        written, source = nibabel.load(tmp_path / "nifti" / f"{key}.nii.gz"), archive.read(key)
+        np.testing.assert_array_equal(np.squeeze(np.asarray(written.dataobj)), source.array)
+        np.testing.assert_allclose(written.affine, source.affine, atol=0.01)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").glob("*.gz")}
+    convert(tmp_path / "out", tmp_path / "nifti")
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").glob("*.gz")}
+
+
+def test_read_any_follows_the_same_rules(hospital: Path) -> None:
+    (volume,) = read_any(hospital / "planted-doe-john" / "a")
+    assert misplaced(volume) <= 0.501
+    (volume,) = read_any(hospital / "nifti" / "copy.nii.gz", "mri")
+    assert volume.modality == "mri"
+    assert read_any(hospital / "photo.png")[0].modality == "image"
+    with pytest.raises(DataError, match="no volume"):
+        read_any(hospital / "planted-notes.txt")
