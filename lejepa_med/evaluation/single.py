@@ -1,0 +1,57 @@
+"""`probe` and `finetune`: one encoder on one task, as a benchmark of one row.
+
+    OUT/result.json    task, encoder, counts, results by method and budget, config
+beside the files of `benchmark`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig, RunEncoder
+from lejepa_med.data.cache import write_atomically
+from lejepa_med.evaluation.benchmark import Progress, run_benchmark
+
+
+def run_probe(config: ProbeConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Linear and k-NN probes of one model over label budgets; what `result.json` holds."""
+    grid = _grid(config, methods=("linear", "knn"), budgets=config.budgets, seeds=config.seeds, probe=config.probe)
+    return _run(config, grid, out, progress)
+
+
+def run_finetune(config: FinetuneConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Full fine-tuning of one model over label budgets; what `result.json` holds."""
+    grid = _grid(
+        config,
+        methods=("finetune",),
+        finetune_budgets=config.budgets,
+        finetune_seeds=config.seeds,
+        finetune=config.finetune,
+    )
+    return _run(config, grid, out, progress)
+
+
+def _grid(config: ProbeConfig | FinetuneConfig, **settings: Any) -> BenchmarkConfig:
+    shared = {"data": config.data, "tasks": (config.task,), "holdout": config.holdout, "device": config.device}
+    encoder = RunEncoder(name="model", path=config.model)
+    return BenchmarkConfig(encoders=(encoder,), transductive=config.transductive, **shared, **settings)
+
+
+def _run(
+    config: ProbeConfig | FinetuneConfig, grid: BenchmarkConfig, out: Path, progress: Progress | None
+) -> dict[str, Any]:
+    summary = run_benchmark(grid, out, progress).as_json()
+    result = {
+        "task": config.task.name,
+        "encoder": str(config.model),
+        "counts": summary["tasks"][config.task.name],
+        "leaks": summary["leaks"]["model"],
+        "status": "ok" if set(summary["counts"]) == {"ok"} else "failed",
+        "messages": summary["messages"],
+        "results": summary["rows"],
+        "config": config.model_dump(mode="json"),
+    }
+    write_atomically(out / "result.json", json.dumps(result, indent=1, allow_nan=False).encode())
+    return result

@@ -1,0 +1,182 @@
+"""The grid: every cell once, a failing one alone, no leak, and controls that tell what they can see."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lejepa_med.config.evaluation import (
+    BenchmarkConfig,
+    FinetuneConfig,
+    FinetuneRecipe,
+    PixelsEncoder,
+    ProbeConfig,
+    RandomEncoder,
+    RunEncoder,
+    ScratchEncoder,
+    ShapeEncoder,
+    Timm2dEncoder,
+)
+from lejepa_med.config.loading import load_config
+from lejepa_med.data.splits import is_held_out
+from lejepa_med.errors import DataError
+from lejepa_med.evaluation import benchmark
+from lejepa_med.evaluation.benchmark import plan, run_benchmark
+from lejepa_med.evaluation.single import run_finetune, run_probe
+
+from .conftest import HOLDOUT, Archive
+
+RECIPE = FinetuneRecipe(epochs=2, min_steps=2, batch_size=8)
+
+
+def config_of(archive: Archive, *encoders: object, **settings: object) -> BenchmarkConfig:
+    defaults = {"tasks": (archive.task("bright"),), "holdout": HOLDOUT, "budgets": (1, 5), "seeds": 2, "device": "cpu"}
+    defaults |= {"finetune": RECIPE, "finetune_budgets": (5,), "finetune_seeds": 1, "methods": ("linear", "knn")}
+    return BenchmarkConfig(data=archive.data, encoders=encoders, **{**defaults, **settings})
+
+
+def cells_in(out: Path) -> list[dict]:
+    return [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*.json"))]
+
+
+def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:
+    run = make_run()
+    encoders = (
+        run,
+        RandomEncoder(like=run.path),
+        ScratchEncoder(like=run.path),
+        PixelsEncoder(size=(4, 4, 4), components=8),
+        ShapeEncoder(),
+        ShapeEncoder(name="box", intensity=False),
+        Timm2dEncoder(),
+    )
+    tasks = (archive.task("bright"), archive.task("radius"))
+    config = config_of(archive, *encoders, tasks=tasks, methods=("linear", "knn", "finetune"))
+    summary = run_benchmark(config, tmp_path)
+    cells = cells_in(tmp_path)
+    assert len(cells) == len(plan(config)) == 2 * (6 * 2 * 5 + 2)
+    failures = {cell["message"] + cell.get("traceback", "") for cell in cells if cell["status"] == "failed"}
+    assert not failures
+    assert {cell["status"] for cell in cells} == {"ok", "no_weights"}
+    assert {cell["encoder"] for cell in cells if cell["status"] == "no_weights"} == {"DINOv2"}
+    message = next(cell["message"] for cell in cells if cell["status"] == "no_weights")
+    assert "encoders.6.weights=/path/to/dinov2_vits14_pretrain.pth" in message
+    value = {(r["task"], r["encoder"], r["method"], r["budget"]): r["value"] for r in summary.rows}
+    assert value["bright", "shape + intensity", "linear", "all"] == 1.0
+    assert value["bright", "box", "linear", "all"] == 0.5  # all boxes are alike: chance
+    assert value["radius", "shape + intensity", "linear", "all"] > 0.9
+    assert value["radius", "box", "linear", "all"] <= 0
+    assert load_config(BenchmarkConfig, tmp_path / "benchmark.yaml") == config
+    with np.load(tmp_path / "features" / "pixels-pca.npz") as stored:
+        assert stored["features"].shape == (len(archive.truth), 8)
+        assert stored["series_key"].tolist() == archive.truth["series_key"].tolist()
+    stored_summary = json.loads((tmp_path / "summary.json").read_text())
+    assert stored_summary["leaks"] == {"LeJEPA": "checked"}
+    others = {(d["reference"], d["other"]) for d in stored_summary["differences"] if d["method"] == "finetune"}
+    assert others == {("LeJEPA", "from scratch")}
+
+
+def test_difference_is_that_of_the_rows(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:
+    summary = run_benchmark(config_of(archive, make_run(), ShapeEncoder()), tmp_path)
+    value = {(row["encoder"], row["method"], row["budget"]): row["value"] for row in summary.rows}
+    assert len(summary.differences) == 2 * 3
+    for item in summary.differences:
+        expected = (
+            value["LeJEPA", item["method"], item["budget"]] - value[item["other"], item["method"], item["budget"]]
+        )
+        assert item["difference"] == pytest.approx(expected)
+        assert item["low"] <= item["difference"] <= item["high"]
+
+
+def test_predictions_of_a_cell_belong_to_test_patients(archive: Archive, tmp_path: Path) -> None:
+    run_benchmark(config_of(archive, ShapeEncoder()), tmp_path)
+    patient = archive.truth.set_index("series_key")["patient_key"]
+    label = archive.truth.set_index("series_key")["bright"]
+    for cell in cells_in(tmp_path):
+        found = cell["predictions"]
+        assert patient.loc[found["series_key"]].tolist() == found["patient_key"]
+        assert is_held_out(found["patient_key"], HOLDOUT.test_fraction, HOLDOUT.seed).all()
+        assert [["no", "yes"][number] for number in found["truth"]] == label.loc[found["series_key"]].tolist()
+        assert np.asarray(found["score"]).sum(1) == pytest.approx(1, abs=1e-5)
+
+
+def test_resume_computes_no_cell_twice(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(archive, ShapeEncoder())
+    run_benchmark(config, tmp_path)
+    first = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    removed = sorted(first)[0]
+    (tmp_path / "cells" / removed).unlink()
+    ran = []
+    original = benchmark.run_cell
+    monkeypatch.setattr(benchmark, "run_cell", lambda cell, *rest: ran.append(cell.key) or original(cell, *rest))
+    run_benchmark(config, tmp_path)
+    assert [f"{key}.json" for key in ran] == [removed]
+    again = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cells").iterdir()}
+    assert {name for name in first if again[name] != first[name]} == {removed}
+
+
+def test_cells_of_another_config_are_set_aside(archive: Archive, tmp_path: Path) -> None:
+    run_benchmark(config_of(archive, ShapeEncoder()), tmp_path)
+    before = {cell["value"] for cell in cells_in(tmp_path)}
+    config = config_of(archive, ShapeEncoder(), budgets=(2,), methods=("knn",))
+    run_benchmark(config, tmp_path)
+    assert {cell["budget"] for cell in cells_in(tmp_path)} == {2, "all"}
+    assert len(list((tmp_path / "superseded").iterdir())) == 10 - 1
+    assert before
+
+
+def test_a_failing_encoder_does_not_stop_the_others(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("broken on purpose")
+
+    monkeypatch.setattr("lejepa_med.evaluation.encoders.pixel_features", broken)
+    missing = RunEncoder(name="missing", path=tmp_path / "nowhere")
+    summary = run_benchmark(config_of(archive, PixelsEncoder(), missing, ShapeEncoder()), tmp_path / "out")
+    assert summary.counts == {"failed": 20, "ok": 10}
+    cells = {cell["encoder"]: cell for cell in cells_in(tmp_path / "out")}
+    assert cells["pixels + PCA"]["message"] == "ValueError: broken on purpose"
+    assert "Traceback" in cells["pixels + PCA"]["traceback"]
+    assert "no backbone.safetensors there" in cells["missing"]["message"] and "traceback" not in cells["missing"]
+    assert cells["shape + intensity"]["status"] == "ok"
+
+
+def test_planted_leak_is_found(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:
+    patients = archive.truth["patient_key"].unique()
+    held_out = is_held_out(patients, HOLDOUT.test_fraction, HOLDOUT.seed)
+    clean = make_run("clean", patients[~held_out].tolist())
+    leaky = make_run("leaky", [*patients[~held_out], *patients[held_out][:2]])
+    assert run_benchmark(config_of(archive, clean), tmp_path / "clean").leaks == {"clean": "checked"}
+    with pytest.raises(DataError, match="leaky: it was pretrained on 2 of the test patients"):
+        run_benchmark(config_of(archive, leaky), tmp_path / "leaky")
+    assert not (tmp_path / "leaky").exists()
+    allowed = run_benchmark(config_of(archive, leaky, transductive=True), tmp_path / "allowed")
+    assert allowed.leaks == {"leaky": "transductive: saw 2 test patients"}
+
+
+def test_run_without_a_list_of_series_says_so(
+    archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path
+) -> None:
+    run = make_run()
+    (run.path / "pretraining_series.csv").unlink()
+    summary = run_benchmark(config_of(archive, run, methods=("knn",)), tmp_path)
+    assert summary.leaks["LeJEPA"].startswith("not checked")
+
+
+def test_probe_is_the_benchmark_of_one_row(
+    archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path
+) -> None:
+    run = make_run()
+    settings = {"data": archive.data, "model": run.path, "task": archive.task("bright"), "holdout": HOLDOUT}
+    result = run_probe(ProbeConfig(**settings, budgets=(5,), seeds=2), tmp_path / "probe")
+    rows = run_benchmark(config_of(archive, run, budgets=(5,)), tmp_path / "benchmark").rows
+    assert [row["value"] for row in result["results"]] == [row["value"] for row in rows]
+    assert result == json.loads((tmp_path / "probe" / "result.json").read_text())
+    assert result["counts"]["train_patients"] + result["counts"]["test_patients"] == 48
+    tuned = run_finetune(FinetuneConfig(**settings, budgets=(), seeds=1, finetune=RECIPE), tmp_path / "finetune")
+    assert [(row["method"], row["budget"], row["status"]) for row in tuned["results"]] == [("finetune", "all", "ok")]
