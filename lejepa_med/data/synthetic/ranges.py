@@ -104,7 +104,7 @@ class HeadRanges:
 class BodyRanges:
     """Anatomy of the body-CT phantoms; lengths in mm, values in HU."""
 
-    # HU: Prokop, "Spiral and Multislice Computed Tomography of the Body" (2003), and textbook tables.
+    # HU: textbook tables without contrast medium.
     hu: dict[str, Range] = field(
         default_factory=lambda: {
             "air": (-1000.0, -1000.0),
@@ -124,7 +124,8 @@ class BodyRanges:
     depth_ratio: Range = (0.62, 0.75)  # antero-posterior over lateral; textbook
     fat_thickness: Range = (8.0, 35.0)  # subcutaneous; textbook
     wall_thickness: Range = (14.0, 22.0)  # muscle and ribs; textbook
-    # Nodules count from 4 mm and are masses above 30 mm (Fleischner Society, MacMahon et al., Radiology 284:228, 2017).
+    # Solid nodules are followed from 6 mm (Fleischner Society, MacMahon et al., Radiology 284:228, 2017) and are masses
+    # above 30 mm (textbook); from 8 mm here, so that the coarse voxels show them.
     nodule_probability: float = 0.5
     nodule_count: tuple[int, int] = (1, 3)
     nodule_diameter: Range = (8.0, 30.0)
@@ -138,7 +139,7 @@ class BodyRanges:
 
 @dataclass(frozen=True)
 class HeadCtRanges:
-    """Values of the head-CT phantom in HU (textbook tables, e.g. Buzug, "Computed Tomography", 2008) and the gantry."""
+    """Values of the head-CT phantom in HU (textbook tables) and the gantry."""
 
     hu: dict[str, float] = field(
         default_factory=lambda: {
