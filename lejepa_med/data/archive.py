@@ -73,6 +73,7 @@ def index(
     entries = _probed(entries, ProbeCache(out), settings.workers, progress)
     summary = _account(found, entries, files_read)
     _write(out, entries, summary)
+    headers.tidy(found)
     return summary
 
 

@@ -78,7 +78,7 @@ def _figures(entries: Sequence[Entry]) -> list[str]:
 def _middle(entry: Entry) -> NDArray[np.generic]:
     if entry.stack is not None:
         frame = entry.stack.frames[len(entry.stack.frames) // 2]
-        return rescaled(frame, stored_values(frame))
+        return rescaled(frame, stored_values([frame])[0])
     path = Path(entry.files[0].file.path)
     if entry.source == "image":
         return images.read(path, entry.part).array

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.pixels.utils import pixel_array
+from pydicom.pixels.utils import iter_pixels, pixel_array
 
 from lejepa_med.data import dicom_enhanced, dicom_mosaic
 from lejepa_med.data.dicom_header import NotAVolume, read_header
@@ -29,6 +31,8 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
     try:
         if "PerFrameFunctionalGroupsSequence" in header:
             return dicom_enhanced.frames(frame, header)
+        if int(header.get("NumberOfFrames") or 1) > 1:  # nothing says where its frames are
+            return (dataclasses.replace(frame, position=()),)
         if "MOSAIC" in frame.image_type:
             return dicom_mosaic.tiles(frame, header)
     except Exception:
@@ -36,22 +40,30 @@ def read_frames(path: Path) -> tuple[Frame, ...]:
     return (frame,)
 
 
-def stored_values(frame: Frame) -> NDArray[np.generic]:
-    """The pixels of one frame as stored, `[row, column]`; any exception of pydicom or its decoders may come out."""
+def stored_values(frames: Sequence[Frame]) -> list[NDArray[np.generic]]:
+    """The pixels of frames of one file as stored, each `[row, column]`.
+
+    Any exception of pydicom or its decoders may come out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = pydicom.dcmread(frame.path, force=True)
+        header = pydicom.dcmread(frames[0].path, force=True)
         if "TransferSyntaxUID" not in header.file_meta:  # files without preamble do not name it
             header.file_meta.TransferSyntaxUID = _native_syntax(header)
-        several = int(header.get("NumberOfFrames") or 1) > 1
-        pixels = pixel_array(header, index=frame.index) if several else pixel_array(header)
-    if frame.mosaic:
-        row, column = divmod(frame.index, frame.mosaic)
-        top, left = row * frame.rows, column * frame.columns
-        pixels = pixels[top : top + frame.rows, left : left + frame.columns]
-    if pixels.shape != (frame.rows, frame.columns):
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            images: list[NDArray[np.generic]] = list(iter_pixels(header, indices=[frame.index for frame in frames]))
+        else:
+            whole = pixel_array(header)
+            images = [_tile(whole, frame) if frame.mosaic else whole for frame in frames]
+    if any(image.shape != (frame.rows, frame.columns) for image, frame in zip(images, frames, strict=True)):
         raise ValueError("pixels do not have the size that the header gives")
-    return pixels
+    return images
+
+
+def _tile(whole: NDArray[np.generic], frame: Frame) -> NDArray[np.generic]:
+    row, column = divmod(frame.index, frame.mosaic)
+    top, left = row * frame.rows, column * frame.columns
+    return whole[top : top + frame.rows, left : left + frame.columns]
 
 
 def _native_syntax(header: pydicom.FileDataset) -> pydicom.uid.UID:
@@ -86,15 +98,19 @@ def read_volume(stack: Stack) -> Volume:
     """
     slices: dict[int, NDArray[np.generic]] = {}
     masks: dict[int, NDArray[np.bool_]] = {}
+    members: dict[str, list[tuple[int, Frame]]] = defaultdict(list)
     for slot, frame in zip(stack.slots, stack.frames, strict=True):
+        members[frame.path].append((slot, frame))
+    for placed in members.values():
         try:
-            stored = stored_values(frame)
+            images = stored_values([frame for _, frame in placed])
         except Exception:
             continue
-        slices[slot] = rescaled(frame, stored)
-        mask = padding_mask(frame, stored)
-        if mask is not None:
-            masks[slot] = mask
+        for (slot, frame), stored in zip(placed, images, strict=True):
+            slices[slot] = rescaled(frame, stored)
+            mask = padding_mask(frame, stored)
+            if mask is not None:
+                masks[slot] = mask
     if 0 not in slices or stack.num_slots - 1 not in slices or 2 * len(slices) < stack.num_slots:
         raise ValueError("too many slices cannot be decoded")
     array = _pile(slices, stack.num_slots)

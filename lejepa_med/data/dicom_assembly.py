@@ -49,7 +49,7 @@ def assemble(frames: Sequence[Frame], settings: IndexSettings) -> list[Candidate
     usable = [frame for frame in frames if not frame.damage]
     groups = geometry_groups(usable)
     candidates = [candidate for label, group in groups for candidate in _candidates_of_group(label, group, settings)]
-    images = [candidate for candidate in candidates if candidate.reason != "localizer"]
+    images = [candidate for candidate in candidates if candidate.frames[0].kind == "image"]
     if len(images) > 1:
         candidates = [replace(candidate, flags=candidate.flags | {"split_series"}) for candidate in candidates]
     if len(usable) < len(frames):
@@ -179,7 +179,7 @@ def _natural(frame: Frame, tags: Sequence[str]) -> tuple[tuple[float, str], ...]
         try:
             return float(value), value
         except ValueError:
-            return float("inf"), value
+            return float("inf") if value else float("-inf"), value
 
     return tuple(key(_value(frame, tag)) for tag in tags)
 
@@ -211,8 +211,8 @@ def _kept_parts(parts: dict[str, list[Frame]], limit: int) -> set[str]:
     """Of parts that differ in time or direction only, the first `limit`."""
     seen: Counter[str] = Counter()
     kept = set()
-    for label in parts:
-        contrast = "|".join(word for word in label.split("|") if word.split("=")[0] not in _TIME_TAGS)
+    for label, frames in parts.items():
+        contrast = "|".join(_value(frames[0], tag) for tag in _SPLIT_TAGS if tag not in _TIME_TAGS)
         seen[contrast] += 1
         if seen[contrast] <= limit:
             kept.add(label)

@@ -66,7 +66,7 @@ def stack(frames: Sequence[Frame], max_missing: int) -> Stack:
     slots = list(range(len(frames)))
     reason, summary = "", (0.0, 0.0, 0.0)
     if len(gaps):
-        median = float(np.median(gaps))
+        median = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower one: a hole must not be averaged in
         summary = (float(gaps.min()), median, float(gaps.max()))
         steps = np.maximum(np.rint(gaps / median), 1)
         off_grid = np.abs(gaps - steps * median) > np.maximum(0.05 * median, 0.05)

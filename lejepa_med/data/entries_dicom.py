@@ -28,7 +28,11 @@ def dicom_entries(
     for (patient, study, uid), members in series.items():
         # One series UID under several studies is an anonymiser's mistake; they stay apart.
         identity = uid if carriers[uid] == 1 else "\0".join((uid, study, patient))
-        entries += _series_entries(members, identity, files, salt, settings)
+        try:
+            entries += _series_entries(members, identity, files, salt, settings)
+        except Exception:  # its message could quote the header, and one odd series must not cost the archive
+            found = [files[path] for path in sorted({frame.path for frame in members})]
+            entries.append(_left_out(members[0], keyed_hash(salt, identity, "failed"), "not_understood", found, salt))
     return entries
 
 
@@ -62,12 +66,15 @@ def _series_entries(
 def drop_repeated_instances(frames: Sequence[Frame]) -> tuple[list[Frame], list[Frame]]:
     """Frames with one per SOP instance, whole files first, and the repeated ones.
 
-    Instances at different positions are no repetition: some anonymisers give one UID to all.
+    Instances that differ in place or time are no repetition: some anonymisers give one UID to all.
     """
     kept: dict[tuple[object, ...], Frame] = {}
     repeated: list[Frame] = []
     for frame in sorted(frames, key=lambda frame: (frame.damage != "", frame.path, frame.index)):
-        key = (frame.sop_uid or frame.path, frame.index, frame.position)
+        key = (
+            frame.sop_uid or frame.path, frame.index, frame.position, frame.temporal, frame.trigger, frame.echo,
+            frame.b_value, frame.direction, frame.acquisition, frame.time,
+        )  # fmt: skip
         if key in kept:
             repeated.append(frame)
         else:

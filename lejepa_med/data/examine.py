@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from lejepa_med.data import dicom, images, nifti
 from lejepa_med.data.dicom_header import NotAVolume, looks_like_dicom
 from lejepa_med.data.file_volume import BadFile, FileVolume
 from lejepa_med.data.frame import Frame
+from lejepa_med.data.privacy import write_private
 from lejepa_med.data.walk import Found
 
-VERSION = 2
+VERSION = 3
 """Raised whenever `Examined` or what is read from headers changes: older caches are then read anew."""
 
 _PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".tar.bz2", ".tar.xz")
@@ -118,12 +120,14 @@ class HeaderCache:
         self.path = folder / "headers.jsonl"
         self._known: dict[tuple[str, int, int], str] = {}
         self.existed = self.path.exists()
+        self._ends_torn = False
         if self.existed:
             with self.path.open(encoding="utf-8") as lines:
                 for line in lines:
                     key = _key(line)
                     if key is not None:
                         self._known[key] = line.rstrip("\n")
+                    self._ends_torn = not line.endswith("\n")  # a run was killed while it wrote
 
     def get(self, found: Found) -> str | None:
         """The line of a file that has not changed."""
@@ -134,7 +138,17 @@ class HeaderCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            if self._ends_torn:
+                file.write("\n")
+                self._ends_torn = False
             file.write("".join(line + "\n" for line in lines))
+        self._known.update({key: line for line in lines if (key := _key(line)) is not None})
+
+    def tidy(self, found: Sequence[Found]) -> None:
+        """Rewrite the file without what is gone or changed, once that is most of it."""
+        current = [line for line in map(self.get, found) if line is not None]
+        if 2 * len(current) < len(self._known):
+            write_private(self.path, "".join(line + "\n" for line in current).encode())
 
     def forget(self) -> None:
         """Remove the file, and its folder if nothing else is in it."""

@@ -44,7 +44,7 @@ def _load(path: Path) -> tuple[list[NDArray[np.generic]], NDArray[np.float64], t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image: Any = nibabel.load(path)
+            image: Any = nibabel.load(path, mmap=False)
             header = image.header
             shape, stored = image.shape, header.get_data_dtype()
             affine, flags = geometry(header)
@@ -75,14 +75,21 @@ def _voxels(image: Any) -> NDArray[np.generic]:
         raise BadFile("unreadable") from None
     except Exception:  # gzip and mmap each have their own way to say that bytes are missing
         raise BadFile("truncated") from None
-    if np.iscomplexobj(array):
+    if array.dtype.kind == "c":
         return array
     if (slope, intercept) != (1, 0):
-        return (array.astype(np.float64) * slope + intercept).astype(np.float32)
+        scaled: NDArray[np.float64] = array.astype(np.float64) * slope + intercept
+        return scaled.astype(np.float32)
+    return array.astype(_plain(array), copy=False)
+
+
+def _plain(array: NDArray[np.generic]) -> np.dtype[Any]:
+    """The type to hold voxels in: at most 32 bits, in this machine's byte order."""
+    if array.dtype.kind in "iu" and array.dtype.itemsize == 8:
+        fits = array.size == 0 or (array.min() >= -(2**31) and array.max() < 2**31)
+        return np.dtype(np.int32 if fits else np.float32)
     wide = array.dtype.kind == "f" and array.dtype != np.float32
-    dtype = np.dtype(np.float32) if wide else array.dtype.newbyteorder("=")
-    native: NDArray[np.generic] = array.astype(dtype, copy=False)
-    return native
+    return np.dtype(np.float32) if wide else array.dtype.newbyteorder("=")
 
 
 def _scaled(header: Any) -> bool:

@@ -30,8 +30,9 @@ def probe(stack: Stack) -> Probe:
     count = len(stack.frames)
     values = []
     for place in sorted({count // 4, count // 2, 3 * count // 4}):
+        frame = stack.frames[place]
         try:
-            values.append(rescaled(stack.frames[place], stored_values(stack.frames[place])))
+            values.append(rescaled(frame, stored_values([frame])[0]))
         except Exception:
             continue
     if not values:

@@ -35,6 +35,7 @@ FILE_REASONS: dict[str, str] = {
     "document": "PDF or other document in DICOM",
     "secondary_capture": "DICOM secondary capture",
     "other_dicom": "DICOM of a kind that is no CT, MR or PET image",
+    "not_understood": "the reader failed on this series: a defect of the reader, please report it",
     "no_pixels": "an image header without pixels",
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",

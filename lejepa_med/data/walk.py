@@ -29,14 +29,20 @@ def walk(paths: Sequence[Path], skip: Path | None = None) -> list[Found]:
     """
     found: dict[str, Found] = {}
     folders: dict[tuple[int, int], str] = {}
+    names: dict[str, list[Path]] = {}
     for number, path in enumerate(paths, 1):
         if not os.path.lexists(path):
             raise DataError(f"index: PATH {number} ({path}) does not exist")
         root = path.resolve()
+        names[root.name] = (
+            [*names.get(root.name, []), root] if root not in names.get(root.name, []) else names[root.name]
+        )
+        twin = names[root.name].index(root)
+        label = root.name if twin == 0 else f"{root.name}~{twin + 1}"  # keys are made of it, so it is unique
         before = len(found)
         seen_files: Iterator[Found]
         if root.is_dir():
-            seen_files = _folder(root, root.name, folders, (), skip.resolve() if skip else None)
+            seen_files = _folder(root, label, folders, (), skip.resolve() if skip else None)
         else:
             seen_files = iter([_file(root, f"{root.parent.name}/{root.name}")])
         for file in seen_files:

@@ -229,6 +229,53 @@ def test_convert_resumes_and_keeps_geometry(hospital: Path, tmp_path: Path) -> N
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "nifti").glob("*.gz")}
 
 
+def test_folders_of_one_name_stay_apart(tmp_path: Path) -> None:
+    for parent, seed in (("a", 1), ("b", 2)):
+        save(tmp_path / parent / "data" / "scan.nii", noise(seed))
+    roots = [tmp_path / "a" / "data", tmp_path / "b" / "data", tmp_path / "a" / "data" / "scan.nii"]
+    summary = index(roots, tmp_path / "out", IndexSettings(workers=1))
+    assert (summary.files_seen, summary.series) == (2, 2)
+    assert Archive.open(tmp_path / "out").table["patient_key"].is_unique
+
+
+def test_a_defect_of_the_reader_costs_one_series(
+    hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object) -> None:
+        raise ValueError("could not convert string to float: 'PLANTED'")
+
+    monkeypatch.setattr("lejepa_med.data.entries_dicom.assemble", fails)
+    summary = run(hospital, tmp_path / "out")
+    assert summary.reasons["not_understood"] == 1 and summary.files_used == 2
+
+
+def test_unreadable_folders_and_files_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "in" / "open" / "a.nii", noise())
+    save(tmp_path / "in" / "closed" / "b.nii", noise(1))
+    scandir = os.scandir
+
+    def guarded(path: Path) -> object:
+        if Path(path).name == "closed":
+            raise PermissionError
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert summary.reasons == {"permission_denied": 1} and summary.files_used == 1
+
+
+def test_four_dimensional_files_give_one_row_per_part(tmp_path: Path) -> None:
+    array = np.stack([noise(seed) for seed in range(4)], axis=-1)
+    save(tmp_path / "in" / "a.nii.gz", array)
+    save(tmp_path / "in" / "wide.nii", noise(8).astype(np.float64))
+    run(tmp_path / "in", tmp_path / "out", keep_timepoints=2, modality="mri")
+    archive = Archive.open(tmp_path / "out")
+    assert sorted(archive.table["reason"]) == ["", "", "", "timepoint_not_kept", "timepoint_not_kept"]
+    parts = archive.rows()
+    found = [archive.read(key).array for key in parts.loc[parts["flags"].str.contains("split"), "series_key"]]
+    assert {array.tobytes() for array in found} == {noise(0).tobytes(), noise(1).tobytes()}
+
+
 def test_read_any_follows_the_same_rules(hospital: Path) -> None:
     (volume,) = read_any(hospital / "planted-doe-john" / "a")
     assert misplaced(volume) <= 0.501

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,13 +25,23 @@ from dicom_factory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from scipy.spatial.transform import Rotation
 
 from lejepa_med.data.archive_settings import IndexSettings
 from lejepa_med.data.dicom import read_frames, read_volume
 from lejepa_med.data.dicom_assembly import Candidate, assemble
 from lejepa_med.data.entries_dicom import drop_repeated_instances
+from lejepa_med.data.frame import Frame
 
 ROUNDING = 0.5 + 1e-3
+TEMPLATE = Frame(
+    path="", index=0, sop_uid="", series_uid="1", study_uid="1", patient_id="1", frame_of_reference="", modality="ct",
+    rows=7, columns=9, pixel_spacing=PIXEL_SPACING, orientation=AXIAL, position=(0.0, 0.0, 0.0), slope=1.0,
+    intercept=0.0,
+    padding=(), kind="image", image_type=(), temporal="", trigger="", echo="", b_value="", direction="", stack="",
+    acquisition="", time="", sequence="", body_part="", flags=(), damage="", mosaic=0, bytes=0,
+)  # fmt: skip
 
 
 def candidates(folder: Path, **changes: object) -> list[Candidate]:
@@ -71,8 +82,6 @@ def test_every_voxel_is_where_the_header_says(tmp_path: Path) -> None:
 def test_any_oblique_stack_keeps_its_affine(
     angles: tuple[float, ...], gap: float, count: int, start: tuple[float, ...]
 ) -> None:
-    from scipy.spatial.transform import Rotation
-
     turn = Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
     positions = [np.array(start) + turn[:, 2] * gap * number for number in range(count)]
     frames = [_frame(position, turn, number) for number, position in enumerate(positions)]
@@ -86,19 +95,14 @@ def test_any_oblique_stack_keeps_its_affine(
     )
 
 
-def _frame(position: np.ndarray, turn: np.ndarray, number: int) -> object:
-    import dataclasses
-
+def _frame(position: np.ndarray, turn: np.ndarray, number: int) -> Frame:
     return dataclasses.replace(
-        FRAME, position=tuple(position), orientation=(*turn[:, 0], *turn[:, 1]), index=number, sop_uid=str(number)
+        TEMPLATE,
+        position=tuple(position.tolist()),
+        orientation=(*turn[:, 0].tolist(), *turn[:, 1].tolist()),
+        index=number,
+        sop_uid=str(number),
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _template(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global FRAME
-    (path,) = write(tmp_path_factory.mktemp("frame"), [image((0, 0, 0))])
-    (FRAME,) = read_frames(path)
 
 
 def test_instance_numbers_and_names_decide_nothing(tmp_path: Path) -> None:
@@ -270,6 +274,46 @@ def test_a_truncated_file_costs_one_slice(tmp_path: Path, encode: Callable[[list
     assert candidate.reason == "" and candidate.flags == {"truncated_slices", "missing_slices"}
 
 
+@pytest.mark.parametrize("syntax", [DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian])
+def test_other_encodings(tmp_path: Path, syntax: UID) -> None:
+    slices = stack(4)
+    for dataset in slices:
+        dataset.file_meta.TransferSyntaxUID = syntax
+        if not syntax.is_little_endian:
+            dataset.PixelData = np.frombuffer(dataset.PixelData, "<u2").astype(">u2").tobytes()
+    candidate = written(tmp_path, slices)
+    check_places(candidate)
+    assert candidate.flags == frozenset()
+
+
+def test_diffusion_keeps_the_unweighted_volume(tmp_path: Path) -> None:
+    slices = []
+    for part in range(5):
+        for number, dataset in enumerate(stack(4)):
+            dataset.SOPInstanceUID, dataset.DiffusionBValue = f"1.2.826.77.{part}.{number}", 1000.0 if part else 0.0
+            if part:
+                dataset.DiffusionGradientOrientation = [float(np.cos(part)), float(np.sin(part)), 0.0]
+            slices.append(dataset)
+    write(tmp_path, slices)
+    found = candidates(tmp_path, keep_timepoints=2)
+    kept = [candidate.frames[0].b_value for candidate in found if not candidate.reason]
+    assert sorted(kept) == ["0", "1000", "1000"]
+    assert [candidate.reason for candidate in found].count("timepoint_not_kept") == 2
+
+
+def test_frames_without_functional_groups_have_no_place(tmp_path: Path) -> None:
+    dataset = image((0, 0, 0))
+    set_pixels(dataset, np.stack([field((0, 0, height)) for height in range(4)]))
+    dataset.NumberOfFrames = 4
+    assert written(tmp_path, [dataset]).reason == "no_geometry"
+
+
+def test_a_hole_between_few_slices_is_seen(tmp_path: Path) -> None:
+    candidate = written(tmp_path, [image((0, 0, height), int(height)) for height in (0.0, 3.0, 9.0)])
+    assert candidate.flags == {"missing_slices"}
+    assert candidate.stack is not None and candidate.stack.slots == (0, 1, 3)
+
+
 def test_a_single_slice_is_no_volume(tmp_path: Path) -> None:
     assert written(tmp_path, stack(1)).reason == "too_few_slices"
 
@@ -294,7 +338,3 @@ def test_image_types_that_are_no_anatomy(tmp_path: Path) -> None:
         write(folder, slices)
         assert only(folder).reason == reason
         assert only(folder, keep_derived=True).reason == ""
-
-
-def test_orientation_constant() -> None:
-    np.testing.assert_allclose(turned(0), AXIAL)

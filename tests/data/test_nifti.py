@@ -69,6 +69,16 @@ def test_units_become_millimetres(tmp_path: Path, units: str, factor: float) -> 
     assert ("units_converted" in volume.flags) == (factor != 1)
 
 
+@pytest.mark.parametrize("stored", ["int64", "uint64", "float64", ">i2", ">f4"])
+def test_voxels_come_in_types_that_torch_and_nifti_have(tmp_path: Path, stored: str) -> None:
+    array = NOISE.astype(stored)
+    nibabel.save(nibabel.Nifti1Image(array, AFFINE, dtype=stored), tmp_path / "a.nii")
+    volume = nifti.read(tmp_path / "a.nii", 0, "mri")
+    assert volume.array.dtype.isnative and volume.array.dtype.itemsize <= 4
+    np.testing.assert_allclose(volume.array, array, rtol=1e-6)
+    write_nifti(volume, tmp_path / "b.nii.gz")
+
+
 def test_orientations_that_disagree_are_flagged_and_sform_is_used(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(NOISE.astype(np.float32), AFFINE)
     image.set_sform(AFFINE, 1)
