@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -59,9 +61,8 @@ def _counts(title: str, counts: object, meaning: Mapping[str, str]) -> str:
 
 
 def _figures(entries: Sequence[Entry]) -> list[str]:
-    """Pictures of the first usable series; keys are hashes, so the first ones are a random sample."""
     figures = []
-    for entry in [entry for entry in entries if not entry.reason][:SAMPLE]:
+    for entry in sample(entries):
         try:
             png = thumbnail(_middle(entry))
         except Exception:
@@ -73,6 +74,20 @@ def _figures(entries: Sequence[Entry]) -> list[str]:
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     return figures
+
+
+def sample(entries: Sequence[Entry]) -> list[Entry]:
+    """Up to `SAMPLE` usable entries, as evenly from each source and modality as there are.
+
+    Keys are hashes, so the first ones in their order are a random choice.
+    """
+    kinds: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        if not entry.reason:
+            kinds[(entry.source, entry.modality)].append(entry)
+    rounds = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds)))
+    chosen = [entry for turn in rounds for entry in turn if entry is not None]
+    return sorted(chosen[:SAMPLE], key=lambda entry: (entry.source, entry.modality, entry.series_key))
 
 
 def _middle(entry: Entry) -> NDArray[np.generic]:

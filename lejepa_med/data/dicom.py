@@ -27,16 +27,23 @@ logging.getLogger("pylibjpeg").setLevel(logging.CRITICAL + 1)
 
 def read_frames(path: Path) -> tuple[Frame, ...]:
     """The slices of a DICOM file; raises `NotAVolume` for everything that is no CT, MR or PET image."""
-    frame, header = read_header(path)
-    try:
-        if "PerFrameFunctionalGroupsSequence" in header:
-            return dicom_enhanced.frames(frame, header)
-        if int(header.get("NumberOfFrames") or 1) > 1:  # nothing says where its frames are
-            return (dataclasses.replace(frame, position=()),)
-        if "MOSAIC" in frame.image_type:
-            return dicom_mosaic.tiles(frame, header)
-    except Exception:
-        raise NotAVolume("unreadable", header) from None
+    # pydicom parses values when they are used, and its warnings quote them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        frame, header = read_header(path)
+        try:
+            return _frames(frame, header)
+        except Exception:
+            raise NotAVolume("unreadable", header) from None
+
+
+def _frames(frame: Frame, header: pydicom.Dataset) -> tuple[Frame, ...]:
+    if "PerFrameFunctionalGroupsSequence" in header:
+        return dicom_enhanced.frames(frame, header)
+    if int(header.get("NumberOfFrames") or 1) > 1:  # nothing says where its frames are
+        return (dataclasses.replace(frame, position=()),)
+    if "MOSAIC" in frame.image_type:
+        return dicom_mosaic.tiles(frame, header)
     return (frame,)
 
 

@@ -7,7 +7,8 @@ import math
 
 from pydicom.dataset import Dataset
 
-from lejepa_med.data.dicom_header import REFORMATS, kind, number, sequence, strings, text, vector
+from lejepa_med.data.dicom_elements import number, strings, text, vector
+from lejepa_med.data.dicom_header import REFORMATS, kind, sequence
 from lejepa_med.data.frame import Frame
 
 

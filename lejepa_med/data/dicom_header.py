@@ -10,7 +10,6 @@ import io
 import math
 import os
 import struct
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +19,8 @@ from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
 from lejepa_med.data import vocabulary
-from lejepa_med.data.frame import Frame, Vector
+from lejepa_med.data.dicom_elements import number, strings, text, vector
+from lejepa_med.data.frame import Frame
 
 _CLASS = "1.2.840.10008.5.1.4.1.1."
 MODALITY_OF_CLASS = {
@@ -129,8 +129,7 @@ def read_header(path: Path) -> tuple[Frame, Dataset]:
 
     Raises `NotAVolume` for everything that is no CT, MR or PET image.
     """
-    with warnings.catch_warnings(), path.open("rb") as file:
-        warnings.simplefilter("ignore")
+    with path.open("rb") as file:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
             sop_class = text(header, "SOPClassUID") or str(getattr(header.file_meta, "MediaStorageSOPClassUID", ""))
@@ -281,39 +280,3 @@ def _fragments_end(file: BinaryIO, begin: int, size: int) -> bool:
         begin += 8 + length
     # Some writers leave the delimiter out: complete if the last fragment ends with the file.
     return begin == size
-
-
-def text(header: Dataset | None, word: str) -> str:
-    """An element as stripped text, empty when absent."""
-    value = None if header is None else header.get(word)
-    if value is None:
-        return ""
-    return str(value).strip(" \0")
-
-
-def strings(header: Dataset, word: str) -> tuple[str, ...]:
-    """A multi-valued element as upper-case texts."""
-    value = header.get(word)
-    if value is None:
-        return ()
-    values = value if isinstance(value, (list, tuple, pydicom.multival.MultiValue)) else [value]
-    return tuple(str(part).strip().upper() for part in values)
-
-
-def number(header: Dataset, word: str) -> float:
-    """An element as a number, NaN when absent or unreadable."""
-    value = header.get(word)
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def vector(header: Dataset, word: str, length: int) -> Vector:
-    """An element as that many finite numbers, empty when it is anything else."""
-    value = header.get(word)
-    try:
-        numbers = tuple(float(part) for part in value or ())
-    except (TypeError, ValueError):
-        return ()
-    return numbers if len(numbers) == length and all(math.isfinite(part) for part in numbers) else ()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
 
-from lejepa_med.data.dicom_header import number
+from lejepa_med.data.dicom_elements import number
 from lejepa_med.data.frame import Frame
 
 _TILES = Tag(0x0019, 0x100A)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import stat
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_factory import SECONDARY_CAPTURE, SR, header, image, misplaced, stack, write
+from dicom_factory import SECONDARY_CAPTURE, SR, enhanced, header, image, misplaced, stack, write
 from PIL import Image
 
 from lejepa_med.data.archive import IndexSummary, index
@@ -262,6 +263,30 @@ def test_unreadable_folders_and_files_are_rows(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", guarded)
     summary = run(tmp_path / "in", tmp_path / "out")
     assert summary.reasons == {"permission_denied": 1} and summary.files_used == 1
+
+
+def test_damaged_files_never_crash_and_never_talk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(0)
+    for number, path in enumerate(write(tmp_path / "whole", [*stack(3), enhanced(4)]) * 20):
+        content = bytearray(path.read_bytes())
+        if number % 3 == 0:
+            content = content[: draw.randrange(140, len(content))]
+        for _ in range(10):
+            content[draw.randrange(132, len(content))] = draw.randrange(256)
+        (tmp_path / "whole" / f"{number}.dcm").write_bytes(content)
+    summary = run(tmp_path / "whole", tmp_path / "out", min_slices=1)
+    assert summary.files_seen == 84 == summary.files_used + summary.files_explained
+    archive = Archive.open(tmp_path / "out")
+    shapes = {archive.read(key).array.shape[:2] for key in archive.rows()["series_key"]}
+    assert (9, 7) in shapes
+    assert "".join(capfd.readouterr()) == ""
+
+
+def test_the_contact_sheet_shows_every_kind(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 3  # a DICOM series, a NIfTI file, a photo
+    assert "23 files seen = 10 used + 13 explained" in page
 
 
 def test_four_dimensional_files_give_one_row_per_part(tmp_path: Path) -> None:
