@@ -103,13 +103,21 @@ def _frame(common: list[Any], changes: list[list[Any]]) -> Frame:
     values = list(common)
     for place, value in changes:
         values[place] = value
-    return Frame(*_tuples(values))
+    return Frame(*(_shared(name, _tuples(value)) for name, value in zip(_FRAME_FIELDS, values, strict=True)))
+
+
+def _shared(name: str, value: Any) -> Any:
+    """One object for equal values: millions of frames repeat all but a few of their fields."""
+    return (
+        value if name in ("path", "index", "sop_uid", "position", "bytes") else _VALUES.setdefault((name, value), value)
+    )
 
 
 def _tuples(values: Any) -> Any:
     return tuple(_tuples(value) for value in values) if isinstance(values, (list, tuple)) else values
 
 
+_VALUES: dict[tuple[str, Any], Any] = {}
 _FRAME_FIELDS = tuple(field.name for field in dataclasses.fields(Frame))
 
 
