@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig
 from lejepa_med.config.loading import dump_yaml
@@ -145,9 +146,10 @@ class _Source:
         groups = tuple(labelled.groups[row] for row in rows)
         probe = ProbeTask(labelled.target[rows], strata_of(labelled, rows), groups, len(labelled.classes))
         features = self._standard(task)
-        if cell.method == "knn":
-            return knn_probe(features[rows], features[task.split.test], probe, config.probe), None
-        return linear_probe(features[rows], features[task.split.test], probe, config.probe)
+        with threadpool_limits(limits=1, user_api="blas"):  # fits this small only wait for each other
+            if cell.method == "knn":
+                return knn_probe(features[rows], features[task.split.test], probe, config.probe), None
+            return linear_probe(features[rows], features[task.split.test], probe, config.probe)
 
     def _standard(self, task: PreparedTask) -> Array:
         if self._standardised is None or self._standardised[0] != task.config.name:

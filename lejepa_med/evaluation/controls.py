@@ -67,7 +67,7 @@ def shape_features(
 
 def _side_mm(volume: CachedVolume) -> NDArray[np.float64]:
     spacing = volume.spacing_mm or (1.0,) * volume.array.ndim
-    return np.asarray(volume.array.shape, dtype=np.float64) * np.asarray(spacing)
+    return np.asarray([count * step for count, step in zip(volume.array.shape, spacing, strict=True)])
 
 
 def _moments(values: torch.Tensor) -> list[float]:

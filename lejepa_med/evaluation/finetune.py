@@ -48,8 +48,9 @@ class Classifier(nn.Module):
     def forward(
         self, images: Float[Tensor, "window channel *size"], counts: Sequence[int]
     ) -> Float[Tensor, "volume output"]:
-        features = self.backbone(images).split(list(counts))
-        return self.head(torch.stack([rows.mean(0) for rows in features]))
+        features = torch.split(self.backbone(images), list(counts))
+        outputs: Tensor = self.head(torch.stack([rows.mean(0) for rows in features]))
+        return outputs
 
 
 def finetune(
@@ -106,7 +107,7 @@ def _train(
         else:
             loss = functional.mse_loss(outputs[:, 0], wanted)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
 

@@ -104,7 +104,7 @@ def _read(task: TaskConfig) -> pd.DataFrame:
         raise DataError(f"task {task.name}: its label file is no CSV table ({type(error).__name__})") from None
     if frame.empty:
         raise DataError(f"task {task.name}: its label file has no rows")
-    return frame.apply(lambda column: column.str.strip())
+    return pd.DataFrame({str(name): frame[name].str.strip() for name in frame.columns})
 
 
 def _id_column(task: TaskConfig, frame: pd.DataFrame) -> tuple[str, str]:
@@ -158,7 +158,7 @@ def _by_path(task: TaskConfig, names: pd.DataFrame, index: Path | None) -> pd.Da
     if not file.exists():
         raise DataError(f"task {task.name}: the index holds no files.parquet, which labels by path need")
     found = series_of_paths(names["id"].tolist(), pd.read_parquet(file, columns=["path", "series_key"]))
-    names = names.assign(id=[found.get(text, ()) for text in names["id"]])
+    names["id"] = names["id"].map(lambda text: found.get(text, ()))
     return names.explode("id").dropna(subset="id").reset_index(drop=True)
 
 

@@ -103,7 +103,7 @@ def _one_hot(classes: NDArray[np.generic], score: Array) -> Array:
 
 
 def _ratio(above: Array, below: Array) -> Array:
-    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0))
 
 
 def _nanmean(values: Array) -> Array:
@@ -112,7 +112,8 @@ def _nanmean(values: Array) -> Array:
 
 
 def _tie_starts(ordered: Array) -> NDArray[np.int64]:
-    return np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])).astype(np.int64)
+    changes = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    return np.asarray(np.flatnonzero(changes), dtype=np.int64)
 
 
 def _ranks(values: Array, weights: Array) -> Array:

@@ -117,7 +117,7 @@ def _all_classes(probabilities: Array, present: NDArray[np.generic], classes: in
 def _loss(score: Array, target: NDArray[np.generic], classes: int) -> float:
     """Cross-entropy with equal weight per class, or squared error."""
     if not classes:
-        return float(((score - target) ** 2).sum())
+        return float(((score - target.astype(np.float64)) ** 2).sum())
     numbers = target.astype(np.int64)
     share = np.bincount(numbers, minlength=classes)[numbers]
     return float((-np.log(np.clip(score[np.arange(len(score)), numbers], 1e-12, 1)) / share).sum())

@@ -77,7 +77,7 @@ def slice_features(
         parts = []
         for stack in plane_slices(volume, config):
             features = []
-            for piece in stack.split(_SLICES_PER_PASS):
+            for piece in torch.split(stack, _SLICES_PER_PASS):
                 colour = (piece.to(device).expand(-1, 3, -1, -1) - mean) / std
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
                     layers = backbone.intermediate(colour, last=LAYERS)
@@ -93,4 +93,4 @@ def slice_features(
 def _statistics(backbone: Backbone) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Channel means and standard deviations of the network's training images (DINOv2: ImageNet's)."""
     described = backbone.net.pretrained_cfg  # type: ignore[union-attr]
-    return tuple(described["mean"]), tuple(described["std"])  # type: ignore[index, arg-type]
+    return tuple(described["mean"]), tuple(described["std"])  # type: ignore[index]

@@ -1,0 +1,126 @@
+"""Probes equal scikit-learn's; patients stay whole inside cross-validation; without signal there is chance."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+from lejepa_med.config.evaluation import ProbeRecipe
+from lejepa_med.evaluation.bootstrap import bootstrap
+from lejepa_med.evaluation.metrics import balanced_accuracy
+from lejepa_med.evaluation.probes import (
+    ProbeTask,
+    choose_penalty,
+    fit_linear,
+    knn_probe,
+    linear_probe,
+    patient_folds,
+    rotate,
+    standardise,
+)
+
+ROWS, TEST, DIM = 40, 30, 200
+RECIPE = ProbeRecipe()
+
+
+def data(classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, ProbeTask]:
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(ROWS + TEST, DIM))
+    latent = features[:, 0] + features[:, 1]
+    strata = np.argsort(np.argsort(latent[:ROWS])) * (classes or 5) // ROWS
+    target = strata if classes else latent[:ROWS]
+    groups = tuple(f"p{row // 2}" for row in range(ROWS))
+    standard = standardise(features, np.arange(ROWS))
+    return standard[:ROWS], standard[ROWS:], ProbeTask(target, strata, groups, classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("penalty", [0.001, 0.1])
+def test_rotated_logistic_equals_the_full_one(classes: int, penalty: float) -> None:
+    train, test, task = data(classes)
+    rows, others = rotate(train, test)
+    assert rows.shape[1] <= ROWS < DIM
+    full = LogisticRegression(C=penalty, class_weight="balanced", tol=1e-8, max_iter=10_000).fit(train, task.target)
+    found = fit_linear(rows, task.target, others, penalty, classes)
+    assert found == pytest.approx(full.predict_proba(test), abs=2e-3)
+
+
+def test_rotated_ridge_equals_the_full_one() -> None:
+    train, test, task = data(0)
+    rows, others = rotate(train, test)
+    full = Ridge(alpha=1 / 0.01).fit(train, task.target).predict(test)
+    assert fit_linear(rows, task.target, others, 0.01, 0) == pytest.approx(full, abs=1e-8)
+
+
+def test_rotation_keeps_distances_and_is_left_out_where_it_gains_nothing() -> None:
+    train, test, _ = data(2)
+    rows, _ = rotate(train, test)
+    assert rows @ rows.T == pytest.approx(train @ train.T, abs=1e-8)
+    assert rotate(train[:, :5], test[:, :5])[0] is not None
+    assert np.array_equal(rotate(train[:, :5], test[:, :5])[0], train[:, :5])
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_knn_equals_scikit_learn(classes: int) -> None:
+    train, test, task = data(classes)
+    found = knn_probe(train, test, task, RECIPE)
+    if classes:
+        model = KNeighborsClassifier(5, metric="cosine").fit(train, task.target)
+        assert np.array_equal(found.argmax(1), model.predict(test))
+    else:
+        assert found == pytest.approx(KNeighborsRegressor(5, metric="cosine").fit(train, task.target).predict(test))
+
+
+def test_one_label_per_class_gives_the_nearest_neighbour() -> None:
+    train, test, _ = data(2)
+    few = ProbeTask(np.array([0, 1]), np.array([0, 1]), ("a", "b"), 2)
+    nearest = KNeighborsClassifier(1, metric="cosine").fit(train[:2], few.target)
+    assert np.array_equal(knn_probe(train[:2], test, few, RECIPE).argmax(1), nearest.predict(test))
+
+
+def test_a_class_without_training_rows_scores_zero() -> None:
+    train, test, _ = data(2)
+    task = ProbeTask(np.array([0, 2, 0, 2]), np.array([0, 1, 0, 1]), tuple("abcd"), 3)
+    scores, _ = linear_probe(train[:4], test, task, RECIPE)
+    assert scores.shape == (TEST, 3) and not scores[:, 1].any()
+    assert scores.sum(1) == pytest.approx(1)
+
+
+def test_folds_keep_patients_whole_and_spread_classes() -> None:
+    _, _, task = data(2)
+    fold = patient_folds(task.strata, task.groups)
+    for group in set(task.groups):
+        assert len({fold[row] for row in range(ROWS) if task.groups[row] == group}) == 1
+    assert set(fold) == set(range(5))
+
+
+def test_penalty_is_preset_below_five_labels_and_chosen_above() -> None:
+    train, _, task = data(2)
+    few = np.concatenate([np.flatnonzero(task.strata == stratum)[:4] for stratum in (0, 1)])
+    small = ProbeTask(task.target[few], task.strata[few], tuple(task.groups[row] for row in few), 2)
+    assert choose_penalty(train[few], small, RECIPE) == RECIPE.preset_penalty
+    noise, strata = np.random.default_rng(0).normal(size=(400, 20)), np.arange(400) % 2
+    many = ProbeTask(strata, strata, tuple(f"p{row}" for row in range(400)), 2)
+    assert choose_penalty(noise, many, RECIPE) == min(RECIPE.penalties)  # nothing to learn: the strongest penalty
+    told = np.concatenate([noise[:, :3] * 0.1, np.eye(2)[strata]], axis=1)
+    assert choose_penalty(told, many, RECIPE) == max(RECIPE.penalties)
+
+
+def test_permuted_labels_score_chance() -> None:
+    train, test, task = data(2)
+    generator = np.random.default_rng(1)
+    truth = generator.permutation(np.arange(TEST) % 2)
+    runs = []
+    for _ in range(5):
+        order = generator.permutation(ROWS)
+        permuted = ProbeTask(task.target[order], task.strata[order], task.groups, 2)
+        runs.append(linear_probe(train, test, permuted, RECIPE)[0])
+    found = bootstrap(truth, runs, [f"p{row}" for row in range(TEST)], balanced_accuracy)
+    assert found.low <= 0.5 <= found.high and found.high < 0.75
+
+
+def test_constant_features_become_zero() -> None:
+    values = standardise(np.array([[1e6, 1.0], [1e6, 2.0], [1e6, 3.0], [1e6, 4.0]]), np.arange(4))
+    assert not values[:, 0].any() and values[:, 1].std() == pytest.approx(1)
