@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig
 from lejepa_med.config.loading import dump_yaml

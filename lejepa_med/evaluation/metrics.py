@@ -99,7 +99,7 @@ def scores(kind: Kind, truth: NDArray[np.generic], score: Array) -> dict[str, fl
 
 
 def _one_hot(classes: NDArray[np.generic], score: Array) -> Array:
-    return (np.asarray(classes)[:, None] == np.arange(score.shape[1])).astype(np.float64)
+    return np.asarray(np.asarray(classes)[:, None] == np.arange(score.shape[1]), dtype=np.float64)
 
 
 def _ratio(above: Array, below: Array) -> Array:

@@ -16,6 +16,7 @@ from lejepa_med.evaluation.grid import Grid, PreparedTask
 from lejepa_med.evaluation.metrics import Array, metrics_of
 
 Result = dict[str, Any]
+_SECONDARY_DRAWS = 500  # intervals of metrics that are not the headline
 _GROUP = ("task", "kind", "encoder", "encoder_kind", "method", "budget")
 
 
@@ -92,7 +93,8 @@ def _row(task: PreparedTask, key: tuple[Any, ...], cells: Sequence[Result]) -> R
     if usable:
         truth, groups = task.labelled.target[task.split.test], task.test_groups
         for name, metric in metrics_of(task.labelled.kind).items():
-            interval = bootstrap(truth, _predictions(usable), groups, metric)
+            draws = 2000 if name == row["metric"] else _SECONDARY_DRAWS
+            interval = bootstrap(truth, _predictions(usable), groups, metric, draws)
             row["scores"][name] = vars(interval)
         row |= row["scores"][row["metric"]]
     return row
