@@ -1,0 +1,122 @@
+"""The sections of a report that are pictures; each says in words when it cannot be drawn."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lejepa_med.config.evaluation import slug
+from lejepa_med.errors import DataError, WeightsError
+from lejepa_med.evaluation.report_data import Benchmark
+from lejepa_med.evaluation.report_figures import agreement, nearest, neighbour_sheet, query_rows
+from lejepa_med.evaluation.report_page import captioned, image, panels, paragraph
+from lejepa_med.training.log import read_log
+from lejepa_med.viz.canvas import save_image
+from lejepa_med.viz.curves import curve_panels, loss_curves
+from lejepa_med.viz.pca import pca_picture
+from lejepa_med.viz.style import save_figure, svg
+from lejepa_med.weights import load_backbone
+
+_EXAMPLES = 5
+_RETRIEVAL_TASKS = 3
+
+
+def curves_section(benchmark: Benchmark, figures: Path) -> str:
+    """The loss curves of the run."""
+    if benchmark.run is None or not read_log(benchmark.run, "metrics"):
+        return paragraph("No training record lies beside the weights, so there are no curves.", "note")
+    save_figure(loss_curves(benchmark.run), figures / "pretraining")
+    drawn = [image(svg(figure), "svg+xml", name) for name, figure in curve_panels(benchmark.run).items()]
+    caption = (
+        "Points are steps, lines running means. The dashed line is what SIGReg gives for independent Gaussian samples: "
+        "a reference, no bound. A rank that falls while the loss falls is a collapse in all but name."
+    )
+    return captioned(panels(drawn, "15rem"), caption)
+
+
+def views_section(benchmark: Benchmark, figures: Path) -> str:
+    """The contact sheet that pretraining left."""
+    file = benchmark.run / "views.png" if benchmark.run is not None else None
+    if file is None or not file.is_file():
+        return ""
+    (figures / "views.png").write_bytes(file.read_bytes())
+    caption = "Views of the first training samples: what the network is asked to predict from what."
+    return captioned(_png(file, "contact sheet of views"), caption)
+
+
+def tokens_section(benchmark: Benchmark, figures: Path) -> str:
+    """PCA of the patch tokens of a few test scans."""
+    cache = benchmark.cache
+    if cache is None or benchmark.run is None:
+        return paragraph("The cache or the run is not where the config says, so there are no pictures.", "note")
+    task = next(iter(benchmark.summary["tasks"]))
+    keys = sorted(benchmark.truths(task))[:_EXAMPLES]
+    encoder = next(encoder for encoder in benchmark.config.encoders if encoder.kind == "run")
+    try:
+        shares = pca_picture(load_backbone(encoder.path), [cache.read(key) for key in keys], figures / "tokens.png")
+    except (WeightsError, DataError):
+        return paragraph("Weights or scans could not be read, so there is no picture.", "note")
+    percent = ", ".join(f"{100 * share:.0f}" for share in shares)
+    caption = (
+        f"Patch tokens of {len(keys)} test scans of different kinds, the first by key. Red, green and blue are their "
+        f"first three principal components, fitted over all of them ({percent} % of the variance): equal colours mean "
+        "equal tokens. Radiological convention: the patient's right is on the left."
+    )
+    return captioned(_png(figures / "tokens.png", "principal components of patch tokens"), caption)
+
+
+def neighbours_section(benchmark: Benchmark, figures: Path) -> str:
+    """Nearest neighbours among test scans by the run and by fresh weights."""
+    cache = benchmark.cache
+    if cache is None:
+        return ""
+    shown = [
+        next((encoder.name for encoder in benchmark.config.encoders if encoder.kind == kind), None)
+        for kind in ("run", "random")
+    ]
+    parts = []
+    for task in list(benchmark.summary["tasks"])[:_RETRIEVAL_TASKS]:
+        pictures = []
+        for encoder in shown:
+            stored = benchmark.features(encoder) if encoder is not None else None
+            if encoder is None or stored is None:
+                continue
+            features, series, patients = stored
+            truths = benchmark.truths(task)
+            rows = [row for row in np.argsort(series).tolist() if series[row] in truths]
+            if len(rows) < 2:
+                continue
+            keys, labels = [series[row] for row in rows], [truths[series[row]] for row in rows]
+            found = nearest(features[rows], [patients[row] for row in rows])
+            file = figures / f"neighbours-{slug(task)}-{slug(encoder)}.png"
+            save_image(neighbour_sheet(cache, keys, labels, found, query_rows(labels)), file)
+            pictures.append(
+                captioned(_png(file, f"neighbours by {encoder}"), _said(encoder, labels, agreement(labels, found)))
+            )
+        if pictures:
+            parts += [f"<h3>{paragraph(task)[3:-4]}</h3>", panels(pictures, "24rem")]
+    if parts:
+        text = (
+            "Test scans and their nearest neighbours from other test patients, by cosine of standardised features. "
+            "Queries are the first of each class by key, nobody's choice. "
+            "Frames: blue, the same class; orange, another."
+        )
+        parts.insert(0, paragraph(text))
+    return "\n".join(parts)
+
+
+def _said(encoder: str, labels: list[object], value: float) -> str:
+    if all(isinstance(label, str) for label in labels):
+        return f"{encoder}: over all test scans, {100 * value:.0f} % of the neighbours carry the label of their query."
+    return f"{encoder}: over all test scans, neighbours differ from their query by {value:.3g} in the mean."
+
+
+def _png(file: Path, alternative: str) -> str:
+    """The picture at half of its pixels, sharp on fine screens."""
+    content = file.read_bytes()
+    with Image.open(io.BytesIO(content)) as opened:
+        width = opened.width // 2
+    return image(content, "png", alternative, width)

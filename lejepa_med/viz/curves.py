@@ -1,0 +1,138 @@
+"""What the loss of a run did, and what the representation did meanwhile.
+
+SIGReg is drawn with its value for independent Gaussian samples (1.0525 for 17 knots over [0, 3]): a reference, no
+bound. The loss falls smoothly while a backbone collapses, so the ranks stand beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from lejepa_med.errors import DataError
+from lejepa_med.training.log import read_log
+from lejepa_med.viz.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SOFT, VERMILION, new_figure, tidy
+
+GAUSSIAN_REFERENCE = 1.0525
+"""E[SIGReg] of independent N(0, 1) samples, trapezoid with 17 knots over [0, 3]."""
+PANELS = ("prediction", "sigreg", "total", "lr", "ranks", "grad_norm")
+_TITLES = {
+    "prediction": "Prediction term",
+    "sigreg": "SIGReg",
+    "total": "Total loss",
+    "lr": "Learning rate",
+    "ranks": "Effective rank",
+    "grad_norm": "Gradient norm",
+}
+_COLOURS = {"prediction": BLUE, "sigreg": GREEN, "total": INK, "lr": ORANGE, "grad_norm": VERMILION}
+_UNITS = {"lr": "per step", "ranks": "dimensions in use"}
+_SHOWN = 3000  # raw points; more only make the file larger
+Array = NDArray[np.float64]
+Lines = Sequence[dict[str, Any]]
+
+
+def loss_curves(run: Path) -> Figure:
+    """Six panels over the steps of a run: the loss, its two parts, learning rate, effective ranks, gradient norm.
+
+    Raises:
+        DataError: the run has no metrics.jsonl.
+    """
+    metrics, diagnostics = _read(run)
+    figure = new_figure(9.6, 5.2)
+    for axes, name in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+        _draw(axes, name, metrics, diagnostics)
+    return figure
+
+
+def curve_panels(run: Path) -> dict[str, Figure]:
+    """The same panels, each as a figure of its own, for pages that flow."""
+    metrics, diagnostics = _read(run)
+    figures = {}
+    for name in PANELS:
+        figures[name] = new_figure(3.6, 2.6)
+        _draw(figures[name].subplots(), name, metrics, diagnostics)
+    return figures
+
+
+def smoothed(values: Array, window: int) -> Array:
+    """Centred running mean; at the ends over what there is."""
+    kernel = np.ones(window)
+    return np.asarray(np.convolve(values, kernel, "same") / np.convolve(np.ones(len(values)), kernel, "same"))
+
+
+def mixing_weight(metrics: Lines) -> float:
+    """Lambda of `total = (1 - lambda) prediction + lambda sigreg`, from the record itself."""
+    total, prediction, sigreg = (_column(metrics, name) for name in ("total", "prediction", "sigreg"))
+    apart = np.abs(sigreg - prediction) > 1e-6
+    return float(np.median((total - prediction)[apart] / (sigreg - prediction)[apart])) if apart.any() else 0.0
+
+
+def _read(run: Path) -> tuple[Lines, Lines]:
+    metrics = read_log(run, "metrics")
+    if not metrics:
+        raise DataError("run: its metrics.jsonl is missing or empty; curves need the record of the training")
+    return metrics, read_log(run, "diagnostics")
+
+
+def _column(lines: Lines, name: str) -> Array:
+    return np.array([line[name] for line in lines], dtype=np.float64)
+
+
+def _draw(axes: Any, name: str, metrics: Lines, diagnostics: Lines) -> None:
+    tidy(axes, _TITLES[name], "step", _UNITS.get(name, ""))
+    if name == "ranks":
+        _draw_ranks(axes, diagnostics)
+    else:
+        _draw_metric(axes, _column(metrics, "step"), _column(metrics, name), _COLOURS[name], smooth=name != "lr")
+    if name == "sigreg":
+        _reference(axes, GAUSSIAN_REFERENCE, "1.05, Gaussian samples")
+    elif name == "total":
+        lam = mixing_weight(metrics)
+        _reference(axes, lam * GAUSSIAN_REFERENCE, f"λ \N{MULTIPLICATION SIGN} 1.05, λ = {lam:.3g}")
+    if name in ("prediction", "sigreg", "total", "grad_norm") and (_column(metrics, name) > 0).all():
+        _log_scale(axes, _column(metrics, name))
+
+
+def _draw_metric(axes: Any, steps: Array, values: Array, colour: str, smooth: bool) -> None:
+    every = max(1, len(steps) // _SHOWN)
+    if not smooth or len(values) < 20:
+        axes.plot(steps, values, color=colour, linewidth=1.4)
+        return
+    axes.plot(steps[::every], values[::every], ".", color=colour, markersize=2, alpha=0.25, markeredgewidth=0)
+    axes.plot(steps[::every], smoothed(values, max(3, len(values) // 40))[::every], color=colour, linewidth=1.4)
+
+
+def _draw_ranks(axes: Any, diagnostics: Lines) -> None:
+    if not diagnostics:
+        axes.text(0.5, 0.5, "no diagnostics recorded", transform=axes.transAxes, ha="center", color=SOFT, fontsize=8)
+        return
+    marker = "o" if len(diagnostics) < 30 else ""
+    for name, colour, label, style in (
+        ("feature_rank", PURPLE, "backbone features", "-"),
+        ("projection_rank", GREY, "projections", "--"),
+    ):
+        steps, values = _column(diagnostics, "step"), _column(diagnostics, name)
+        axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=SOFT)
+
+
+def _reference(axes: Any, value: float, label: str) -> None:
+    axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
+    axes.annotate(
+        label, (0.98, value), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
+        ha="right", fontsize=7.5, color=SOFT,
+    )  # fmt: skip
+
+
+def _log_scale(axes: Any, values: Array) -> None:
+    """Logarithmic where values span more than a factor of ten, with plain numbers at the ticks."""
+    if values.max() > 10 * values.min():
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
