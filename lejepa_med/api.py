@@ -1,18 +1,21 @@
 """The Python interface: pretrain on whatever there is, load, embed. The command line calls the same functions.
 
-    RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
-    RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
-    RUN/backbone.safetensors  and DONE, or STOPPED
+RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
+RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
+RUN/backbone.safetensors  and DONE, or STOPPED
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import yaml
 
@@ -24,17 +27,20 @@ from lejepa_med.data.cache import Cache, CachedVolume
 from lejepa_med.data.dataset import CacheSource, DatasetSource, Source, StepDataset
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
+from lejepa_med.data.privacy import write_private
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.splits import is_held_out
+from lejepa_med.data.volume import Volume
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
+from lejepa_med.evaluation.features import extract_features
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.loop import choose_device, train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.viz.contact_sheet import views_sheet
-from lejepa_med.weights import load_backbone, load_strictly, read_tensors, save_backbone, find_weights
+from lejepa_med.weights import find_weights, load_backbone, load_strictly, read_tensors, save_backbone
 
 Progress = Callable[[str, int, int], None]
 
@@ -172,7 +178,9 @@ def _claim(out: Path, config: PretrainConfig, resume: bool) -> None:
             raise DataError(f"run {out}: nothing to resume there")
         before, now = load_config(PretrainConfig, file), config
         movable = {"workers", "device", "checkpoint_every", "keep_checkpoints", "cache"}
-        changed = [key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable]
+        changed = [
+            key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable
+        ]
         if changed:
             raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
         return
@@ -205,11 +213,15 @@ def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
 def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:
     """One window of the size of a global view over a region of the size of a base crop."""
     item = source.read(0, generator("first"))
-    pitch = max(side * mm / voxels for side, mm, voxels in zip(size, item.spacing_mm, config.views.global_size, strict=True))
+    pitch = max(
+        side * mm / voxels for side, mm, voxels in zip(size, item.spacing_mm, config.views.global_size, strict=True)
+    )
     return InferenceSpec(window=config.views.global_size, pitch_mm=pitch)
 
 
-def inference_batches(source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64) -> list[torch.Tensor]:
+def inference_batches(
+    source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64
+) -> list[torch.Tensor]:
     """Training items as the backbone will see them at inference, in batches of 16 windows."""
     images = []
     for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
@@ -227,3 +239,59 @@ def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples
     crop = BatchedMultiCrop(config.views)
     views = crop(batch.images[chosen], batch.spacing_mm, batch.is_ct[chosen], ("views", config.seed, 0))
     views_sheet(views, file, [f"sample {number}" for number in range(len(batch.keys[chosen]))])
+
+
+def embed(backbone: Backbone, items: Any, *, modality: str | None = None, progress: Progress | None = None) -> pa.Table:
+    """Embeddings as a table `series_key, patient_key, embedding` (list of float32, `backbone.dim` long).
+
+    `items` is a `Cache` prepared as the backbone expects, or a list of NIfTI files, images, DICOM folders or
+    `(array, affine)` pairs, which are prepared by the backbone's own spec; their key is their place in the list.
+    `modality` is that of NIfTI files and arrays.
+
+    Raises:
+        UserError: the backbone has no spec, an item cannot be read, or the cache was prepared otherwise.
+    """
+    spec = backbone.spec
+    if spec is None:
+        raise DataError("embed: the backbone has no spec; load it with lejepa_med.load_backbone")
+    volumes: Iterable[CachedVolume]
+    if isinstance(items, Cache):
+        if items.preprocess != spec.preprocess:
+            raise DataError(f"cache {items.folder}: prepared otherwise than the backbone expects; prepare it again")
+        keys, patients = list(items.table["series_key"]), list(items.table["patient_key"])
+        volumes = (items.read(key) for key in keys)
+    else:
+        prepared = list(_prepare_items(items, modality, spec.preprocess))
+        keys, patients = [volume.series_key for volume in prepared], [volume.patient_key for volume in prepared]
+        volumes = prepared
+    done = None if progress is None else lambda count: progress("embed", count, len(keys))
+    features = extract_features(backbone, volumes, spec.inference, layers=None, progress=done)
+    return pa.table({"series_key": keys, "patient_key": patients, "embedding": list(features)})
+
+
+def _prepare_items(items: Sequence[Any], modality: str | None, preprocess: PreprocessSpec) -> Iterator[CachedVolume]:
+    for number, item in enumerate(items):
+        if isinstance(item, tuple):
+            volumes = [Volume(np.asarray(item[0]), np.asarray(item[1], dtype=np.float64), modality or "unknown")]
+        else:
+            volumes = read_any(Path(item), modality)
+        for part, volume in enumerate(volumes):
+            key = f"item {number}" if len(volumes) == 1 else f"item {number} part {part}"
+            try:
+                prepared = prepare_volume(volume, preprocess)
+            except DataError as error:
+                raise DataError(f"{key}: {error}") from None
+            yield CachedVolume(key, key, prepared.modality, prepared.array, prepared.spacing_mm)
+
+
+def write_embeddings(table: pa.Table, file: Path, paths: Sequence[Path]) -> None:
+    """The table as Parquet and, for scans given by path, the private `FILE.paths.parquet` (mode 600) beside it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+    if paths:
+        keys = [f"item {number}" for number in range(len(paths))]
+        buffer = pa.BufferOutputStream()
+        pq.write_table(pa.table({"series_key": keys, "path": [str(path) for path in paths]}), buffer)
+        write_private(
+            file.with_name(f"{file.name.removesuffix('.parquet')}.paths.parquet"), buffer.getvalue().to_pybytes()
+        )

@@ -6,6 +6,7 @@ The file's metadata holds one JSON text under `lejepa_med`: format, model (a `Mo
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,48 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], name: str) -> 
         counts = f"{len(missing)} missing, {len(unexpected)} unexpected, {len(shapes)} of another shape"
         raise WeightsError(f"weights {name}: do not fit the network ({counts}):\n" + "\n".join(rows[:12]) + more)
     module.load_state_dict(dict(state))
+
+
+def export(run: Path, out: Path) -> Path:
+    """A folder that `load_backbone` opens anywhere: `model.safetensors`, `config.json`, and a model card.
+
+    Raises:
+        WeightsError: `run` holds no finished weights.
+    """
+    file = find_weights(run)
+    description = read_description(file)
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / ".model.safetensors.partial"
+    shutil.copyfile(file, temporary)
+    temporary.replace(out / "model.safetensors")
+    (out / "config.json").write_text(json.dumps(description, indent=1) + "\n")
+    (out / "README.md").write_text(_model_card(description))
+    return out
+
+
+def _model_card(description: Mapping[str, Any]) -> str:
+    model, spec, made = description["model"] or {}, description["spec"], description["provenance"]
+    facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in made.items())
+    return f"""---
+library_name: lejepa-med
+tags: [medical-imaging, self-supervised, lejepa]
+---
+# {model.get("name", "own network")}, pretrained with LeJEPA
+
+```python
+import lejepa_med
+backbone = lejepa_med.load_backbone("this folder")
+table = lejepa_med.embed(backbone, ["scan.nii.gz"], modality="mri")
+```
+
+Provenance:
+{facts}
+
+Preprocessing: voxels of {spec["preprocess"]["spacing_mm"]} mm; inference: windows of {spec["inference"]["window"]}
+at {spec["inference"]["pitch_mm"]} mm. Both are in `config.json` and inside the weight file.
+
+Not a medical device. Weights can hold traces of the scans they were trained on: share them by your own rules.
+"""
 
 
 def load_dinov2(backbone: Backbone, file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from monai.networks.nets.resnet import ResNet
 from torch import Tensor
@@ -41,7 +42,11 @@ class ResNet3d(Backbone):
             x = self.net.maxpool(x)
         maps = []
         for stage in (self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4):
-            x = stage(x)
+            if _bf16_is_wrong_here(x):
+                with torch.autocast("cpu", enabled=False):
+                    x = stage(x.float())
+            else:
+                x = stage(x)
             maps.append(x)
         return maps
 
@@ -58,3 +63,12 @@ class ResNet3d(Backbone):
         self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
     ) -> list[Float[Tensor, "batch _"]]:
         return [stage.flatten(2).mean(-1) for stage in self.stages(images)[-last:]]
+
+
+def _bf16_is_wrong_here(x: Tensor) -> bool:
+    """bf16 conv3d on a CPU gives wrong values or gradients for maps of one or two voxels: stay in float32 there.
+
+    Output 2 with kernel 3: weight gradients from uninitialised memory (torch 2.15, AVX512-BF16; see the test of this
+    module). Output 1 with stride 2: wrong values with AMX (pytorch issue 169688).
+    """
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and min(x.shape[2:]) <= 4

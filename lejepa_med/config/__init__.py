@@ -1,6 +1,7 @@
 """Frozen settings of every verb, and how they are read from YAML and overrides."""
 
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.config.loading import ConfigError, describe, dump_yaml, load_config, read_yaml, validate
 from lejepa_med.config.preparing import PrepareConfig
 from lejepa_med.config.pretraining import (
@@ -11,12 +12,15 @@ from lejepa_med.config.pretraining import (
     ProjectorConfig,
     ViewsConfig,
 )
+from lejepa_med.spec import Frozen
 
 __all__ = [
     "BenchmarkConfig",
     "ConfigError",
     "FinetuneConfig",
+    "Frozen",
     "HoldoutConfig",
+    "IndexSettings",
     "ModelConfig",
     "OptimConfig",
     "PrepareConfig",

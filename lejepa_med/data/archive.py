@@ -20,8 +20,8 @@ from typing import TypeVar
 
 import joblib
 
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.archive_page import write_page
-from lejepa_med.data.archive_settings import IndexSettings
 from lejepa_med.data.entries_dicom import dicom_entries
 from lejepa_med.data.entries_files import HU_OF_FAT, file_entries
 from lejepa_med.data.entries_other import other_entries

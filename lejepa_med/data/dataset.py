@@ -130,7 +130,9 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
 def base_crop(item: Item, size: tuple[int, ...], draw: torch.Generator) -> NDArray[np.generic]:
     """A box of `size` voxels at a random place; where the item is smaller, it is centred in air."""
     if item.array.ndim != len(size) + 1:
-        raise DataError(f"series {item.key}: {item.array.ndim - 1}D, but the views are {len(size)}D; set views and model")
+        raise DataError(
+            f"series {item.key}: {item.array.ndim - 1}D, but the views are {len(size)}D; set views and model"
+        )
     places = torch.rand(len(size), generator=draw).tolist()
     air = item.array.dtype.type(-1024 if item.is_ct else 0)
     out = np.full((item.array.shape[0], *size), air, dtype=item.array.dtype)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from lejepa_med.data.archive_settings import IndexSettings
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom_stack import Stack, along_normal, stack
 from lejepa_med.data.frame import Frame
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lejepa_med.data.archive_settings import IndexSettings
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom_assembly import Candidate, assemble
 from lejepa_med.data.entry import Entry, FileUse, geometry_of
 from lejepa_med.data.frame import Frame

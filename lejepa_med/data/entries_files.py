@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lejepa_med.data.archive_settings import IndexSettings, PatientTable
+from lejepa_med.config.indexing import IndexSettings, PatientTable
 from lejepa_med.data.entry import Entry, FileUse, geometry_of
 from lejepa_med.data.examine import Examined
 from lejepa_med.data.file_volume import FileVolume

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data import dicom, images, nifti
-from lejepa_med.data.archive_settings import IndexSettings
 from lejepa_med.data.dicom_assembly import assemble
 from lejepa_med.data.dicom_header import NotAVolume
 from lejepa_med.data.dicom_stack import Stack, stack
@@ -45,6 +46,12 @@ class Archive:
     def rows(self, verdicts: Sequence[str] = ("accepted", "flagged")) -> pd.DataFrame:
         """The rows of the table with these verdicts."""
         return self.table[self.table["verdict"].isin(verdicts)].reset_index(drop=True)
+
+    def fingerprint(self, series_key: str) -> str:
+        """Identity of the files of a series: their sizes, modification times and parts."""
+        files = self._all_files.iloc[self._files[series_key]]
+        identity = sorted(zip(files["size"].tolist(), files["mtime"].tolist(), files["part"].tolist(), strict=True))
+        return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def read(self, series_key: str) -> Volume:
         """The voxels of one accepted or flagged series; raises `DataError` that names the key."""

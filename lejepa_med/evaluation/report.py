@@ -25,6 +25,7 @@ from lejepa_med.evaluation.report_sections import (
     summary_section,
 )
 from lejepa_med.evaluation.report_tables import as_csv, as_latex, as_markdown, tables
+from lejepa_med.evaluation.report_text import listing
 
 Progress = Callable[[str, int, int], None]
 Section = Callable[[Benchmark, Path], str]
@@ -64,11 +65,11 @@ def write_report(benchmark: Path, out: Path, progress: Progress | None = None) -
             sections.append((title, content))
         if progress is not None:
             progress(f"report, {title.lower()}", done + 1, len(_SECTIONS))
-    tasks = ", ".join(opened.summary["tasks"])
+    tasks = listing(list(opened.summary["tasks"]))
     title = f"{opened.reference or 'Benchmark'} on {tasks}"
     lead = (
         f"{len(opened.config.encoders)} encoders, {len(opened.cells)} cells, label budgets from few to all, "
-        "tested on patients that no training has seen."
+        "tested on held-out patients."
     )
     page = out / "report.html"
     write_atomically(page, html_page.page(title, lead, sections).encode())

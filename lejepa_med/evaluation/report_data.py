@@ -28,6 +28,7 @@ METRICS = {
 }  # fmt: skip
 PERCENT = ("balanced_accuracy", "accuracy")
 NO_WEIGHTS = "no weights given"
+NOT_EVALUATED = "not evaluated this way"
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 _PATH = re.compile(r"(?<![\w.<])(?:[A-Za-z]:)?(?:[\\/][\w.\-+ ]*?(?=[\\/]))+[\\/]([\w.\-+]+)")
 
@@ -104,7 +105,7 @@ class Benchmark:
             return NO_WEIGHTS
         if any(row["status"] == "failed" for row in rows):
             return "failed"
-        return NO_WEIGHTS if rows and rows[0]["status"] == "no_weights" else "not evaluated this way"
+        return NO_WEIGHTS if rows and rows[0]["status"] == "no_weights" else NOT_EVALUATED
 
     def labels_per_class(self, row: Row) -> float:
         """Mean number of training labels per class (regression: per quintile of the target)."""
@@ -154,7 +155,8 @@ def scale(metric: str) -> float:
 def number(value: float, metric: str, sign: bool = False) -> str:
     """A value as tables show it: 61.2 (per cent) or 0.61."""
     digits = 1 if metric in PERCENT else 2
-    return f"{value * scale(metric):{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
+    rounded = round(value * scale(metric), digits) + 0.0  # no negative zero
+    return f"{rounded:{'+' if sign else ''}.{digits}f}".replace("-", MINUS)
 
 
 def unit(metric: str) -> str:
@@ -174,7 +176,5 @@ def strata_name(kind: str) -> str:
 def encoders_in(benchmark: Benchmark, task: str, method: str) -> Sequence[EncoderConfig]:
     """Encoders that stand in a table: those evaluated this way, and those that wait for weights."""
     return [
-        encoder
-        for encoder in benchmark.config.encoders
-        if benchmark.status(task, method, encoder) != "not evaluated this way"
+        encoder for encoder in benchmark.config.encoders if benchmark.status(task, method, encoder) != NOT_EVALUATED
     ]

@@ -14,6 +14,7 @@ from lejepa_med.config.evaluation import EncoderConfig
 from lejepa_med.data.cache import Cache
 from lejepa_med.evaluation.report_data import (
     METRICS,
+    NOT_EVALUATED,
     PERCENT,
     Benchmark,
     Row,
@@ -105,10 +106,10 @@ def draw_budgets(axes: Any, benchmark: Benchmark, task: str, method: str, limits
         return
     chance = 100 / len(described["classes"]) if described["classes"] else 0.0
     axes.axhline(chance, color=SOFT, linewidth=0.8, linestyle=(0, (1, 3)))
-    name = "chance" if described["classes"] else "mean of the labels"
+    name = "chance" if described["classes"] else "guessing\nthe mean"
     axes.annotate(
-        name, (0.99, chance), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        ha="right", fontsize=7.5, color=SOFT,
+        name, (1.01, chance), xycoords=("axes fraction", "data"), va="center", fontsize=7.5, color=SOFT,
+        annotation_clip=False,
     )  # fmt: skip
     axes.set_xscale("log")
     axes.set_ylim(limits)
@@ -172,7 +173,7 @@ def _limits(benchmark: Benchmark, task: str) -> tuple[float, float]:
 def _legend(benchmark: Benchmark, task: str, name: str) -> str:
     encoder = next(encoder for encoder in benchmark.config.encoders if encoder.name == name)
     statuses = {benchmark.status(task, method, encoder) for method in PANELS if method in benchmark.methods(task)}
-    return name if "" in statuses or not statuses else f"{name} ({sorted(statuses)[0]})"
+    return name if "" in statuses or not statuses else f"{name} ({sorted(statuses - {NOT_EVALUATED})[0]})"
 
 
 def nearest(features: NDArray[np.float32], patients: list[str], count: int = NEIGHBOURS) -> NDArray[np.int64]:
@@ -218,6 +219,15 @@ def agreement(labels: list[Any], neighbours: NDArray[np.int64]) -> float:
     if isinstance(labels[0], str):
         return float(np.mean([first == second for first, second in pairs]))
     return float(np.mean([abs(first - second) for first, second in pairs]))
+
+
+def chance_agreement(labels: list[Any], patients: list[str]) -> float:
+    """The same over all pairs of scans of different patients."""
+    everyone = range(len(labels))
+    others = [(one, two) for one in everyone for two in everyone if patients[one] != patients[two]]
+    if isinstance(labels[0], str):
+        return float(np.mean([labels[one] == labels[two] for one, two in others]))
+    return float(np.mean([abs(labels[one] - labels[two]) for one, two in others]))
 
 
 def _middle(cache: Cache, series_key: str) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import base64
 import html
 from collections.abc import Sequence
 
+NBSP_PERCENT = "\N{NO-BREAK SPACE}%"
 _STYLE = """
 :root{--ink:#222;--soft:#5f5f5f;--rule:#d8d8d8;--ahead:#00548a;--behind:#a84a00}
 *{box-sizing:border-box}
@@ -14,7 +15,7 @@ font:17px/1.55 Charter,"Bitstream Charter","Iowan Old Style",Georgia,"Liberation
 h1{font-size:2rem;line-height:1.2;margin:0 0 .3rem;font-weight:600;letter-spacing:-.01em}
 h2{font-size:1.35rem;margin:3.2rem 0 .8rem;padding-top:.9rem;border-top:1px solid var(--rule);font-weight:600}
 h3{font-size:1.05rem;margin:1.8rem 0 .4rem;font-weight:600}
-p,ul{max-width:44rem;margin:.5rem 0}li{margin:.25rem 0}
+p,ul{max-width:44rem;margin:.5rem 0;overflow-wrap:anywhere}li{margin:.25rem 0}
 .lead{color:var(--soft);margin-bottom:1.6rem}
 .absent-note{border-left:3px solid #e0b458;padding:.1rem 0 .1rem .9rem}
 .note,figcaption,.legend,nav{
@@ -34,6 +35,7 @@ th,td{padding:.38rem .8rem;text-align:left;vertical-align:top;font-weight:400;bo
 thead th{color:var(--soft);border-bottom:1px solid var(--ink);border-top:2px solid var(--ink);white-space:nowrap}
 tbody tr:last-child>*{border-bottom:2px solid var(--ink)}
 .scores th:first-child,.first th:first-child{position:sticky;left:0;background:#fff}
+caption{text-align:left;font-weight:600;padding:.9rem .8rem .35rem}
 .scores td,.scores thead th:not(:first-child),.n{text-align:right;white-space:nowrap}
 .scores td.absent{text-align:left;color:var(--soft);font-style:italic}
 .ci{display:block;color:var(--soft);font-size:12px}
@@ -66,7 +68,7 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def paragraph(text: str, style: str = "") -> str:
     """Text, escaped; words in backticks are code."""
-    parts = html.escape(text).split("`")
+    parts = html.escape(text.replace(" %", NBSP_PERCENT)).split("`")
     marked = "".join(f"<code>{part}</code>" if odd % 2 else part for odd, part in enumerate(parts))
     return f'<p class="{style}">{marked}</p>' if style else f"<p>{marked}</p>"
 
@@ -79,7 +81,7 @@ def image(content: bytes, kind: str, alternative: str, width: int | None = None)
 
 
 def captioned(content: str, caption: str) -> str:
-    return f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{content}<figcaption>{html.escape(caption.replace(' %', NBSP_PERCENT))}</figcaption></figure>"
 
 
 def panels(contents: Sequence[str], least: str = "17rem") -> str:

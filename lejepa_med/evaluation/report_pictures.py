@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lejepa_med.config.evaluation import slug
 from lejepa_med.errors import DataError, WeightsError
 from lejepa_med.evaluation.report_data import Benchmark
-from lejepa_med.evaluation.report_figures import agreement, nearest, neighbour_sheet, query_rows
+from lejepa_med.evaluation.report_figures import agreement, chance_agreement, nearest, neighbour_sheet, query_rows
 from lejepa_med.evaluation.report_page import captioned, image, panels, paragraph
 from lejepa_med.training.log import read_log
 from lejepa_med.viz.canvas import save_image
@@ -61,7 +63,7 @@ def tokens_section(benchmark: Benchmark, figures: Path) -> str:
         return paragraph("Weights or scans could not be read, so there is no picture.", "note")
     percent = ", ".join(f"{100 * share:.0f}" for share in shares)
     caption = (
-        f"Patch tokens of {len(keys)} test scans of different kinds, the first by key. Red, green and blue are their "
+        f"Patch tokens of {len(keys)} test scans, the first by key. Red, green and blue are their "
         f"first three principal components, fitted over all of them ({percent} % of the variance): equal colours mean "
         "equal tokens. Radiological convention: the patient's right is on the left."
     )
@@ -90,28 +92,31 @@ def neighbours_section(benchmark: Benchmark, figures: Path) -> str:
             if len(rows) < 2:
                 continue
             keys, labels = [series[row] for row in rows], [truths[series[row]] for row in rows]
-            found = nearest(features[rows], [patients[row] for row in rows])
+            owners = [patients[row] for row in rows]
+            found = nearest(features[rows], owners)
             file = figures / f"neighbours-{slug(task)}-{slug(encoder)}.png"
             save_image(neighbour_sheet(cache, keys, labels, found, query_rows(labels)), file)
-            pictures.append(
-                captioned(_png(file, f"neighbours by {encoder}"), _said(encoder, labels, agreement(labels, found)))
-            )
+            pictures.append(captioned(_png(file, f"neighbours by {encoder}"), _said(encoder, labels, owners, found)))
         if pictures:
             parts += [f"<h3>{paragraph(task)[3:-4]}</h3>", panels(pictures, "24rem")]
     if parts:
         text = (
             "Test scans and their nearest neighbours from other test patients, by cosine of standardised features. "
-            "Queries are the first of each class by key, nobody's choice. "
+            "Queries are the first of each class by key (of values: evenly spaced ranks), nobody's choice. "
             "Frames: blue, the same class; orange, another."
         )
         parts.insert(0, paragraph(text))
     return "\n".join(parts)
 
 
-def _said(encoder: str, labels: list[object], value: float) -> str:
-    if all(isinstance(label, str) for label in labels):
-        return f"{encoder}: over all test scans, {100 * value:.0f} % of the neighbours carry the label of their query."
-    return f"{encoder}: over all test scans, neighbours differ from their query by {value:.3g} in the mean."
+def _said(encoder: str, labels: list[Any], patients: list[str], found: NDArray[np.int64]) -> str:
+    """How often all test scans, not only the queries shown, agree with their neighbours, and how often any two do."""
+    value, by_chance = agreement(labels, found), chance_agreement(labels, patients)
+    if isinstance(labels[0], str):
+        said = f"{100 * value:.0f} % of the neighbours carry the label of their query; {100 * by_chance:.0f} % would by"
+    else:
+        said = f"neighbours differ from their query by {value:.3g} in the mean; it would be {by_chance:.3g} by"
+    return f"{encoder}: over all test scans, {said} chance."
 
 
 def _png(file: Path, alternative: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lejepa_med.config.evaluation import slug
-from lejepa_med.evaluation.report_data import DASH, METHODS, Benchmark, strata_name
+from lejepa_med.evaluation.report_data import DASH, METHODS, NOT_EVALUATED, Benchmark, strata_name
 from lejepa_med.evaluation.report_figures import CONTROLS, PANELS, budget_figure, budget_panels, encoder_colours
 from lejepa_med.evaluation.report_page import captioned, folded, image, legend, panels, paragraph, plain_table
 from lejepa_med.evaluation.report_tables import as_html, difference_table, messages, score_table, seconds
@@ -45,17 +45,19 @@ def results_section(benchmark: Benchmark, figures: Path) -> str:
         drawn = [
             image(svg(figure), "svg+xml", f"{task}: {METHODS[name]} over label budgets")
             for name, figure in budget_panels(benchmark, task).items()
+            if name in benchmark.methods(task)
         ]
         caption = (
             "Score on test patients over the number of labels. Lines: mean over draws of the labels; bands: 95 % "
-            "interval over test patients. Solid: pretrained elsewhere or here; dashed: controls."
+            "interval over test patients. Dashed: controls."
         )
         parts.append(captioned(_legend(benchmark, task) + panels(drawn, "20rem"), caption))
-        for method in benchmark.methods(task):
-            parts += [f"<h3>{method_title(method)}</h3>", as_html(score_table(benchmark, task, method))]
-            differences = difference_table(benchmark, task, method)
+        for number, method in enumerate(benchmark.methods(task)):
+            scores, differences = score_table(benchmark, task, method), difference_table(benchmark, task, method)
+            parts.append(as_html(scores, method_title(method), with_note=number == 0))
             if differences is not None:
-                parts.append(as_html(differences))
+                caption = f"{method_title(method)}: {benchmark.reference} minus ..."
+                parts.append(as_html(differences, caption, with_note=number == 0))
     return "\n".join(parts)
 
 
@@ -138,7 +140,10 @@ def _legend(benchmark: Benchmark, task: str) -> str:
     entries = []
     for encoder in benchmark.config.encoders:
         statuses = [benchmark.status(task, method, encoder) for method in methods]
-        there = "" in statuses or not statuses
-        name = encoder.name if there else f"{encoder.name} ({statuses[-1]})"
+        statuses = [status for status in statuses if status != NOT_EVALUATED]
+        if not statuses:
+            continue
+        there = "" in statuses
+        name = encoder.name if there else f"{encoder.name} ({statuses[0]})"
         entries.append((name, colours[encoder.name], encoder.kind in CONTROLS, there))
     return legend(entries)

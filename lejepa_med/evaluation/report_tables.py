@@ -91,7 +91,7 @@ def difference_table(benchmark: Benchmark, task: str, method: str) -> Table | No
         status = benchmark.status(task, method, encoder)
         found = [benchmark.difference_of.get((task, method, encoder.name, budget)) for budget in budgets]
         compared = compared or any(found)
-        rows.append((f"minus {encoder.name}", status or tuple(_difference_entry(row) for row in found)))
+        rows.append((encoder.name, status or tuple(_difference_entry(row) for row in found)))
     if not compared:
         return None
     described = benchmark.summary["tasks"][task]
@@ -114,7 +114,7 @@ def tables(benchmark: Benchmark) -> list[Table]:
     return found
 
 
-def as_html(table: Table) -> str:
+def as_html(table: Table, caption: str, with_note: bool = True) -> str:
     """A table that scrolls sideways on a small screen, its first column standing still."""
     head = "".join(f"<th scope=col>{html.escape(name)}" for name in table.columns)
     body = []
@@ -126,9 +126,10 @@ def as_html(table: Table) -> str:
                 f'<td class="{entry.style}">{entry.value}<span class=ci>{entry.interval}</span>' for entry in entries
             )
         body.append(f"<tr><th scope=row>{html.escape(name)}{cells}")
+    note = f"<p class=note>{html.escape(table.note)}</p>" if with_note else ""
     return (
-        f"<div class=wide><table class=scores><thead><tr><th scope=col>{html.escape(table.corner)}{head}</thead>"
-        f"<tbody>{''.join(body)}</tbody></table></div><p class=note>{html.escape(table.note)}</p>"
+        f"<div class=wide><table class=scores><caption>{html.escape(caption)}</caption><thead><tr><th scope=col>"
+        f"{html.escape(table.corner)}{head}</thead><tbody>{''.join(body)}</tbody></table></div>{note}"
     )
 
 

@@ -57,11 +57,25 @@ def method_paragraph(benchmark: Benchmark, task: str, method: str) -> str:
     sentences = [_score_sentence(benchmark, largest, phrase)]
     differences = [row for key, row in benchmark.difference_of.items() if key[:2] == (task, method)]
     sentences += comparison_sentences([row for row in differences if row["budget"] == largest["budget"]])
-    others = list(dict.fromkeys(row["other"] for row in differences))
-    if len(budgets) > 1 and others:
-        tallies = [_tally(other, [row for row in differences if row["other"] == other]) for other in others]
-        sentences.append(f"Over the {len(budgets)} label budgets: {'; '.join(tallies)}.")
+    fewer = [row for row in differences if row["budget"] != largest["budget"]]
+    if fewer:
+        sentences.append(fewer_labels_sentence(fewer))
     return " ".join(sentences)
+
+
+def fewer_labels_sentence(differences: Sequence[Row]) -> str:
+    """Where it is ahead or behind with fewer labels; all that is not named, the data cannot tell."""
+    said = []
+    for outcome, phrase in (("ahead", "ahead of"), ("behind", "behind")):
+        found: dict[str, list[Budget]] = {}
+        for row in differences:
+            if verdict(row) == outcome:
+                found.setdefault(row["other"], []).append(row["budget"])
+        said += [f"{phrase} {_quoted(name)} at {listing([str(b) for b in budgets])}" for name, budgets in found.items()]
+    if not said:
+        return "With fewer labels the data cannot tell it from any of them."
+    rest = "" if all(verdict(row) != "cannot tell" for row in differences) else "; elsewhere the data cannot tell"
+    return f"With fewer labels per {strata_name(differences[0]['kind'])} it is {'; '.join(said)}{rest}."
 
 
 def comparison_sentences(differences: Sequence[Row]) -> list[str]:
@@ -70,11 +84,11 @@ def comparison_sentences(differences: Sequence[Row]) -> list[str]:
     for outcome, opening in (("ahead", "is ahead of"), ("behind", "is behind")):
         found = [row for row in differences if verdict(row) == outcome]
         if found:
-            listed = _listing([f"{row['other']} by {_amount(row, absolute=True)}" for row in found])
+            listed = listing([f"{_quoted(row['other'])} by {_amount(row, absolute=True)}" for row in found])
             sentences.append(f"{found[0]['reference']} {opening} {listed}.")
     unclear = [row for row in differences if verdict(row) == "cannot tell"]
     if unclear:
-        listed = _listing([f"{row['other']} ({_amount(row, absolute=False)})" for row in unclear])
+        listed = listing([f"{_quoted(row['other'])} ({_amount(row, absolute=False)})" for row in unclear])
         sentences.append(f"The data cannot tell {unclear[0]['reference']} from {listed}.")
     return sentences
 
@@ -89,11 +103,12 @@ def missing_paragraph(benchmark: Benchmark) -> str:
     if not names:
         return ""
     one = len(names) == 1
-    hints = [without_paths(text) for text in benchmark.summary["messages"] if "weights" in text]
-    how = f" To fill {'it' if one else 'them'} in: {'; '.join(hints)}." if hints else ""
+    said = [without_paths(text) for text in benchmark.summary["messages"] if NO_WEIGHTS in text]
+    hints = [text.partition(f"{NO_WEIGHTS}; ")[2] for text in said]
+    how = f" To fill {'it' if one else 'them'} in, {'; '.join(hints)}." if hints else ""
     rows = "row is" if one else "rows are"
     them = "it" if one else "them"
-    return f"{_listing(names)}: {NO_WEIGHTS}, so the {rows} empty and nothing is said about {them}.{how}"
+    return f"{listing(names)}: {NO_WEIGHTS}, so the {rows} empty and nothing is said about {them}.{how}"
 
 
 def protocol_paragraphs(benchmark: Benchmark) -> list[str]:
@@ -135,7 +150,8 @@ def _score_sentence(benchmark: Benchmark, row: Row, phrase: str) -> str:
     article = "an" if metric in ("r2", "auroc") else "a"
     return (
         f"{phrase[0].upper()}{phrase[1:]} on {_labels_phrase(row)}, {row['encoder']} reaches {article} "
-        f"{METRICS[metric]} of {number(row['value'], metric)}{unit(metric)} (95 % interval {interval}){chance}."
+        f"{METRICS[metric]} of {number(row['value'], metric)}{unit(metric)} (95 % interval {interval}) on "
+        f"{described['test_patients']} test patients{chance}."
     )
 
 
@@ -166,19 +182,11 @@ def _interval(low: float | None, high: float | None, metric: str) -> str:
     return f"{number(low, metric)} to {number(high, metric)}"
 
 
-def _tally(other: str, differences: Sequence[Row]) -> str:
-    counts: dict[str, list[Budget]] = {"ahead": [], "cannot tell": [], "behind": []}
-    for row in differences:
-        counts[verdict(row)].append(row["budget"])
-    said = [
-        f"{outcome} at {_listing([str(budget) for budget in budgets])}"
-        for outcome, budgets in counts.items()
-        if budgets
-    ]
-    return f"against {other} {', '.join(said)}"
+def _quoted(name: str) -> str:
+    return f'"{name}"' if " " in name else name
 
 
-def _listing(items: Sequence[str]) -> str:
+def listing(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -1,8 +1,8 @@
 """The record of a run: JSON lines, truncated to the checkpoint when a run is resumed.
 
-    RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
-    RUN/timing.jsonl       samples_per_s, data_wait, memory
-    RUN/diagnostics.jsonl  every N steps: ranks and spreads
+RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
+RUN/timing.jsonl       samples_per_s, data_wait, memory
+RUN/diagnostics.jsonl  every N steps: ranks and spreads
 """
 
 from __future__ import annotations

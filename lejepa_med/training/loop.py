@@ -84,17 +84,21 @@ def train(
             loss.total.backward()
             limit = config.optim.clip_norm if config.optim.clip_norm is not None else float("inf")
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-            total = float(loss.total)
+            total = float(loss.total.detach())
             if not (torch.isfinite(loss.total) and torch.isfinite(grad_norm)):
                 raise UserError(_explain_nan(step, batch, run))
             optimizer.step()
 
-            parts = {"prediction": float(loss.prediction), "sigreg": float(loss.sigreg)}
+            parts = {"prediction": float(loss.prediction.detach()), "sigreg": float(loss.sigreg.detach())}
             lr = optimizer.param_groups[0]["lr"]
             log.write("metrics", step=step, total=total, **parts, lr=lr, grad_norm=float(grad_norm))
             seconds = time.perf_counter() - began
             log.write(
-                "timing", step=step, samples_per_s=len(images) / seconds, data_wait=waited / seconds, memory=_memory(device)
+                "timing",
+                step=step,
+                samples_per_s=len(images) / seconds,
+                data_wait=waited / seconds,
+                memory=_memory(device),
             )
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
                 log.write("diagnostics", step=step, **diagnose(features[0], projections[0], batch.patients))

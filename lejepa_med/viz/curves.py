@@ -30,7 +30,7 @@ _TITLES = {
     "grad_norm": "Gradient norm",
 }
 _COLOURS = {"prediction": BLUE, "sigreg": GREEN, "total": INK, "lr": ORANGE, "grad_norm": VERMILION}
-_UNITS = {"lr": "per step", "ranks": "dimensions in use"}
+_UNITS = {"ranks": "dimensions in use"}
 _SHOWN = 3000  # raw points; more only make the file larger
 Array = NDArray[np.float64]
 Lines = Sequence[dict[str, Any]]
@@ -89,7 +89,10 @@ def _draw(axes: Any, name: str, metrics: Lines, diagnostics: Lines) -> None:
         _draw_ranks(axes, diagnostics)
     else:
         _draw_metric(axes, _column(metrics, "step"), _column(metrics, name), _COLOURS[name], smooth=name != "lr")
-    if name == "sigreg":
+    if name == "lr":
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes.yaxis.get_offset_text().set_fontsize(8)
+    elif name == "sigreg":
         _reference(axes, GAUSSIAN_REFERENCE, "1.05, Gaussian samples")
     elif name == "total":
         lam = mixing_weight(metrics)
@@ -103,7 +106,8 @@ def _draw_metric(axes: Any, steps: Array, values: Array, colour: str, smooth: bo
     if not smooth or len(values) < 20:
         axes.plot(steps, values, color=colour, linewidth=1.4)
         return
-    axes.plot(steps[::every], values[::every], ".", color=colour, markersize=2, alpha=0.25, markeredgewidth=0)
+    size = 4 if len(values) < 300 else 2
+    axes.plot(steps[::every], values[::every], ".", color=colour, markersize=size, alpha=0.3, markeredgewidth=0)
     axes.plot(steps[::every], smoothed(values, max(3, len(values) // 40))[::every], color=colour, linewidth=1.4)
 
 
@@ -125,8 +129,8 @@ def _draw_ranks(axes: Any, diagnostics: Lines) -> None:
 def _reference(axes: Any, value: float, label: str) -> None:
     axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
     axes.annotate(
-        label, (0.98, value), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-        ha="right", fontsize=7.5, color=SOFT,
+        label, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
+        va="top", fontsize=7.5, color=SOFT,
     )  # fmt: skip
 
 

@@ -29,9 +29,10 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class TokenMap:
-    """One input: `image` `[*spatial]` in [0, 1] and its tokens `[*grid, dim]`."""
+    """One input: `image` `[*spatial]` in [0, 1], padded to whole windows from `content`, and tokens `[*grid, dim]`."""
 
     image: Array
+    content: tuple[int, ...]
     tokens: Array
 
     @property
@@ -52,8 +53,13 @@ def pca_picture(backbone: Backbone, volumes: Sequence[CachedVolume], file: Path)
     planes: tuple[Plane | None, ...] = ("axial", "coronal") if maps[0].image.ndim == 3 else (None,)
     turned = volumes[0].array.ndim == 3
     for plane in planes:
-        rows.append([Tile(_shown(item.image, plane, turned)) for item in maps])
-        rows.append([Tile(_shown(_painted(item, rgb), plane, turned)) for item, rgb in zip(maps, colours, strict=True)])
+        rows.append([Tile(_shown(_cut(item.image, item), plane, turned)) for item in maps])
+        rows.append(
+            [
+                Tile(_shown(_cut(_painted(item, rgb), item), plane, turned))
+                for item, rgb in zip(maps, colours, strict=True)
+            ]
+        )
     titles = [title for plane in planes for title in (f"{plane or 'image'}", "tokens")]
     save_image(tile_sheet(rows, row_titles=titles), file)
     return shares
@@ -68,20 +74,23 @@ def token_maps(backbone: Backbone, volumes: Sequence[CachedVolume]) -> list[Toke
     backbone.eval()
     factor, maps = 0, []
     for volume in volumes:
-        image = whole_image(volume, backbone.spec.inference)
+        image, content = whole_image(volume, backbone.spec.inference)
         factor = factor or _factor(backbone, image.to(device))
         large = _enlarged(image, factor).to(device)
         tokens, grid = backbone.tokens(large.expand(backbone.in_channels, *large.shape[1:])[None])
-        maps.append(TokenMap(image[0].numpy(), tokens[0].float().cpu().reshape(*grid, -1).numpy()))
+        maps.append(TokenMap(image[0].numpy(), content, tokens[0].float().cpu().reshape(*grid, -1).numpy()))
     backbone.train(was_training)
     return maps
 
 
-def whole_image(volume: CachedVolume, spec: InferenceSpec) -> Float[Tensor, 1 * spatial]:
-    """The volume at the backbone's pitch, padded to whole windows; for 2D backbones the middle slice of their plane."""
+def whole_image(volume: CachedVolume, spec: InferenceSpec) -> tuple[Float[Tensor, 1 * spatial], tuple[int, ...]]:
+    """The volume at the backbone's pitch, padded to whole windows, and its size before that.
+
+    For 2D backbones the middle slice of their plane.
+    """
     image = to_unit(volume.array, volume.modality, spec.ct_window_hu)
     if volume.spacing_mm is None:
-        return resize(image, spec.window)
+        return resize(image, spec.window), tuple(spec.window)
     if spec.pitch_mm is not None:
         sides = zip(image.shape[1:], volume.spacing_mm, strict=True)
         image = resize(image, [max(1, round(side * mm / spec.pitch_mm)) for side, mm in sides])
@@ -89,7 +98,8 @@ def whole_image(volume: CachedVolume, spec: InferenceSpec) -> Float[Tensor, 1 * 
         axis = 1 + PLANE_AXES[spec.planes[0]]
         image = image.select(axis, image.shape[axis] // 2)
     counts = [max(1, math.ceil(side / want - 0.1)) for side, want in zip(image.shape[1:], spec.window, strict=True)]
-    return centred(image, tuple(count * want for count, want in zip(counts, spec.window, strict=True)))
+    extent = tuple(count * want for count, want in zip(counts, spec.window, strict=True))
+    return centred(image, extent), tuple(min(have, want) for have, want in zip(image.shape[1:], extent, strict=True))
 
 
 def token_colours(maps: Sequence[TokenMap]) -> tuple[list[Array], tuple[float, float, float]]:
@@ -135,6 +145,12 @@ def _painted(item: TokenMap, colours: Array) -> Array:
     smooth = resize(torch.from_numpy(np.moveaxis(colours, -1, 0).copy()), item.image.shape).numpy()
     body = np.clip(item.image / (2 * _BODY), 0, 1)
     return np.moveaxis(smooth * body, 0, -1)
+
+
+def _cut(image: Array, item: TokenMap) -> Array:
+    """The middle of the image, without the padding that filled the windows."""
+    starts = [(have - want) // 2 for have, want in zip(item.image.shape, item.content, strict=True)]
+    return image[tuple(slice(low, low + want) for low, want in zip(starts, item.content, strict=True))]
 
 
 def _shown(image: Array, plane: Plane | None, turned: bool) -> NDArray[np.uint8]:

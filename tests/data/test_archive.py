@@ -15,8 +15,8 @@ from dicom_factory import SECONDARY_CAPTURE, SR, enhanced, header, image, mispla
 from PIL import Image
 
 from lejepa_med.data.archive import IndexSummary, index
-from lejepa_med.data.archive_settings import IndexSettings
-from lejepa_med.data.convert import convert
+from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.converting import convert
 from lejepa_med.data.entry import COLUMNS
 from lejepa_med.data.privacy import load_salt, patient_key
 from lejepa_med.data.reading import Archive, read_any

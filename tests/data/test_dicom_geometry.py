@@ -28,7 +28,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from scipy.spatial.transform import Rotation
 
-from lejepa_med.data.archive_settings import IndexSettings
+from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom import read_frames, read_volume
 from lejepa_med.data.dicom_assembly import Candidate, assemble
 from lejepa_med.data.entries_dicom import drop_repeated_instances

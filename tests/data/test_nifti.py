@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from lejepa_med.data import nifti
-from lejepa_med.data.convert import write_nifti
+from lejepa_med.data.converting import write_nifti
 from lejepa_med.data.file_volume import BadFile, looks_like_labels
 from lejepa_med.data.volume import Volume
 

@@ -34,6 +34,7 @@ class PatientTable(Frozen):
 class IndexSettings(Frozen):
     """Settings of `index`."""
 
+    version: int = Field(default=1, description="of this file's format")
     modality: FileModality | None = Field(
         default=None,
         description="modality of NIfTI files (mri, ct, pet); null: unknown, and flagged. DICOM brings its own",

@@ -1,0 +1,55 @@
+"""`index`, `convert`, `prepare`, `cache`: from files to prepared volumes."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lejepa_med.cli.progress import ProgressLine
+from lejepa_med.config import IndexSettings, PrepareConfig, load_config
+from lejepa_med.data import archive, converting, preparing
+from lejepa_med.data.cache import Cache
+
+
+def index(options: argparse.Namespace) -> dict[str, Any]:
+    """The account of an archive; it closes: files seen = used + explained."""
+    paths, overrides = _split(options.paths)
+    settings = load_config(IndexSettings, options.config, overrides)
+    summary = archive.index(paths, options.out, settings, ProgressLine())
+    return {**asdict(summary), "table": options.out / "series.csv", "page": options.out / "index.html"}
+
+
+def convert(options: argparse.Namespace) -> dict[str, Any]:
+    """NIfTI files of an index, or of raw folders that are indexed first."""
+    paths, overrides = _split(options.paths)
+    if len(paths) == 1 and (paths[0] / "files.parquet").exists():
+        source = paths[0]
+    else:
+        source = options.out / "index"
+        archive.index(paths, source, load_config(IndexSettings, options.config, overrides), ProgressLine())
+    count = converting.convert(source, options.out, ProgressLine())
+    return {"converted": count, "table": options.out / "series.csv"}
+
+
+def prepare(options: argparse.Namespace) -> dict[str, Any]:
+    """A cache, and the account of what is not in it."""
+    config = load_config(PrepareConfig, options.config, options.overrides)
+    summary = preparing.prepare(options.index, options.out, config, ProgressLine())
+    return {**asdict(summary), "cache": options.out}
+
+
+def cache(options: argparse.Namespace) -> dict[str, Any]:
+    """Bytes checked against their checksums, or counts and sizes."""
+    opened = Cache.open(options.cache)
+    if options.action == "stats":
+        return opened.stats()
+    damaged = list(opened.verify())
+    return {"volumes": len(opened), "damaged": len(damaged), "series": damaged[:20], "exit_code": int(bool(damaged))}
+
+
+def _split(words: list[str]) -> tuple[list[Path], list[str]]:
+    """Paths and overrides; an existing path with a `=` in its name is a path."""
+    overrides = [word for word in words if "=" in word and not Path(word).exists()]
+    return [Path(word) for word in words if word not in overrides], overrides

@@ -1,0 +1,174 @@
+"""`lejepa-med VERB`: parses arguments, hands them to one function per verb, turns user errors into one sentence.
+
+Nothing heavy is imported before the verb is known, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lejepa_med._version import __version__
+from lejepa_med.errors import UserError
+
+_VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "the whole path on a synthetic archive, about 10 minutes on 2 CPU cores"),
+    "doctor": ("doctor", "what works here; with a cache: how fast its data path is"),
+    "index": ("archive", "scan an archive: one row per series, with verdict and reason"),
+    "convert": ("archive", "write each used volume as NIfTI"),
+    "prepare": ("archive", "preprocess an index into a cache"),
+    "cache": ("archive", "verify or describe a cache"),
+    "views": ("training", "contact sheet of the views that a config makes"),
+    "pretrain": ("training", "pretrain a backbone with LeJEPA"),
+    "embed": ("evaluation", "embeddings of scans"),
+    "probe": ("evaluation", "one frozen evaluation: linear and k-NN"),
+    "finetune": ("evaluation", "one fine-tuning"),
+    "benchmark": ("evaluation", "the grid: tasks x encoders x methods x budgets x seeds"),
+    "report": ("evaluation", "the page, tables and figures of a benchmark"),
+    "export": ("evaluation", "a backbone that loads anywhere, with its preprocessing inside"),
+    "config": ("settings", "the full YAML of a config kind, each field with its comment"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code (0 done, 1 doctor found the main job impossible, 2 user error)."""
+    options = parser().parse_args(arguments)
+    if options.verb is None:
+        parser().print_help()
+        return 2
+    module, _ = _VERBS[options.verb]
+    try:
+        handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
+        result: dict[str, Any] = handler(options)
+    except UserError as error:
+        print(f"lejepa-med {options.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"lejepa-med {options.verb}: interrupted", file=sys.stderr)
+        return 130
+    code = int(result.pop("exit_code", 0))
+    if options.json:
+        print(json.dumps(result, default=str))
+    else:
+        print(result.get("text") or describe(result))
+    return code
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A result as lines of `key: value`."""
+    return "\n".join(f"{key.replace('_', ' ')}: {_plain(value)}" for key, value in result.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items()) or "none"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The grammar of the command line."""
+    top = argparse.ArgumentParser(
+        prog="lejepa-med",
+        description="Pretrain your own medical imaging backbone with LeJEPA, and compare it with DINOv2.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"lejepa-med {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    for verb, (_, help_text) in _VERBS.items():
+        sub = verbs.add_parser(verb, help=help_text, description=help_text, allow_abbrev=False)
+        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        _ARGUMENTS[verb](sub)
+    return top
+
+
+def _demo(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    sub.add_argument("--size", choices=("full", "smoke"), default="full", help="smoke: a few subjects and steps")
+    sub.add_argument("overrides", nargs="*", help="key.path=value for the pretraining config")
+
+
+def _doctor(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("cache", nargs="?", type=Path, help="a cache whose data path is measured")
+
+
+def _paths(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("paths", nargs="+", help="folders or files, then key.path=value overrides")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--config", type=Path)
+
+
+def _prepare(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("index", type=Path, help="folder written by `index`")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--config", type=Path)
+    sub.add_argument("overrides", nargs="*", help="key.path=value")
+
+
+def _cache(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("action", choices=("verify", "stats"))
+    sub.add_argument("cache", type=Path)
+
+
+def _configured(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", type=Path, help="YAML file; see `lejepa-med config KIND`")
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("overrides", nargs="*", help="key.path=value")
+
+
+def _pretrain(sub: argparse.ArgumentParser) -> None:
+    _configured(sub)
+    sub.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
+
+
+def _benchmark(sub: argparse.ArgumentParser) -> None:
+    _configured(sub)
+    sub.add_argument("--dry-run", action="store_true", help="print the grid and stop")
+
+
+def _embed(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("model", type=Path, help="run, export or weight file")
+    sub.add_argument("data", nargs="+", type=Path, help="a cache, or NIfTI files, images and DICOM folders")
+    sub.add_argument("--out", type=Path, required=True, help="FILE.parquet")
+    sub.add_argument("--modality", choices=("mri", "ct", "pet"), help="of NIfTI files")
+
+
+def _report(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("benchmark", type=Path, help="folder written by `benchmark`")
+    sub.add_argument("--out", type=Path, help="folder of the report (default: BENCHMARK/report)")
+
+
+def _export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("run", type=Path)
+    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--format", choices=("safetensors",), default="safetensors")
+
+
+def _config(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("kind", choices=("index", "prepare", "pretrain", "probe", "finetune", "benchmark"))
+
+
+_ARGUMENTS = {
+    "demo": _demo,
+    "doctor": _doctor,
+    "index": _paths,
+    "convert": _paths,
+    "prepare": _prepare,
+    "cache": _cache,
+    "views": _configured,
+    "pretrain": _pretrain,
+    "embed": _embed,
+    "probe": _configured,
+    "finetune": _configured,
+    "benchmark": _benchmark,
+    "report": _report,
+    "export": _export,
+    "config": _config,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

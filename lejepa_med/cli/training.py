@@ -1,0 +1,34 @@
+"""`views`, `pretrain`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lejepa_med import api
+from lejepa_med.cli.progress import ProgressLine
+from lejepa_med.config import PretrainConfig, load_config
+from lejepa_med.data.dataset import StepDataset
+from lejepa_med.data.sampler import StepSampler
+
+
+def views(options: argparse.Namespace) -> dict[str, Any]:
+    """The views that the first step of this config trains on."""
+    config = load_config(PretrainConfig, options.config, options.overrides)
+    source, _ = api.open_source(None, config)
+    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
+    dataset = StepDataset(source, sampler, api.base_size(config, source), config.seed)
+    api.draw_views(config, dataset, options.out)
+    return {"picture": options.out}
+
+
+def pretrain(options: argparse.Namespace) -> dict[str, Any]:
+    """One run; SIGTERM and Ctrl-C finish the step, save and leave STOPPED."""
+    config = load_config(PretrainConfig, options.config, options.overrides)
+    source, preprocess = api.open_source(None, config)
+    run = api.run_pretraining(config, source, preprocess, options.out, resume=options.resume, progress=ProgressLine())
+    if not run.finished:
+        return {
+            "text": f"stopped and saved; go on with: lejepa-med pretrain {options.config} --out {run.path} --resume"
+        }
+    return {"run": run.path, "weights": run.path / "backbone.safetensors"}
