@@ -114,7 +114,8 @@ def test_pca_separates_two_regions(axes: int, tmp_path: Path) -> None:
     assert low[:, 0].std() < 0.01 and high[:, 0].std() < 0.01
     assert shares[0] > 0.99
     assert pca_picture(backbone, volumes, tmp_path / "tokens.png") == shares
-    assert Image.open(tmp_path / "tokens.png").height == 2 * (axes - 1) * 210 - 10
+    with Image.open(tmp_path / "tokens.png") as picture:
+        assert picture.height == 2 * (axes - 1) * 210 - 10
 
 
 def test_pca_enlarges_inputs_with_a_tiny_grid(tmp_path: Path) -> None:
