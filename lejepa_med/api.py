@@ -229,7 +229,7 @@ def inference_batches(
         modality = "ct" if item.is_ct else "mri"
         spacing = item.spacing_mm
         images.append(windows(CachedVolume(item.key, "", modality, item.array[0], spacing), spec).images)
-    return [batch.to(device) for batch in torch.cat(images).split(16)]
+    return [batch.to(device) for batch in torch.split(torch.cat(images), 16)]
 
 
 def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples: int = 6) -> None:

@@ -26,7 +26,7 @@ class Timm2d(Backbone):
         self.spatial_dims, self.in_channels = 2, in_channels
 
     def forward(self, images: Float[Tensor, "batch channel *spatial"]) -> Float[Tensor, "batch dim"]:
-        features = self.net.forward_features(images)
+        features: Tensor = self.net.forward_features(images)
         if self.has_class_token:
             return features[:, 0]
         return self._map(features).flatten(2).mean(-1)

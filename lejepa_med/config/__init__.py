@@ -2,7 +2,7 @@
 
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.config.loading import ConfigError, describe, dump_yaml, load_config, read_yaml, validate
+from lejepa_med.config.loading import describe, dump_yaml, load_config, read_yaml, validate
 from lejepa_med.config.preparing import PrepareConfig
 from lejepa_med.config.pretraining import (
     HoldoutConfig,
@@ -12,6 +12,7 @@ from lejepa_med.config.pretraining import (
     ProjectorConfig,
     ViewsConfig,
 )
+from lejepa_med.errors import ConfigError
 from lejepa_med.spec import Frozen
 
 __all__ = [

@@ -26,7 +26,7 @@ _PLANE_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 @dataclass(frozen=True)
 class Item:
-    """A prepared array, not yet cropped: `array` `[channel, *spatial]` (may be a memory map), its voxel size and kind."""
+    """A prepared array, not yet cropped: `array` `[channel, *spatial]` (may be a memory map), voxel size and kind."""
 
     array: NDArray[np.generic]
     spacing_mm: tuple[float, ...]
@@ -89,7 +89,7 @@ class DatasetSource:
 
 @dataclass(frozen=True)
 class Batch:
-    """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` are numbers that repeat for a patient."""
+    """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` holds one number per patient."""
 
     images: Tensor
     spacing_mm: tuple[float, ...]

@@ -134,7 +134,8 @@ def to_unit_range(array: NDArray[np.float32], mask: NDArray[np.bool_], spec: Pre
     low, high = np.percentile(array[mask], spec.mri_percentiles)
     if high <= low:
         raise DataError("the foreground is constant")
-    return np.round(np.clip((array - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    stored: NDArray[np.uint8] = np.round(np.clip((array - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+    return stored
 
 
 def to_hu(array: NDArray[np.float32], spec: PreprocessSpec) -> NDArray[np.int16]:

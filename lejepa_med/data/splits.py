@@ -1,4 +1,4 @@
-"""Which patients are held out: a pure function of the patient's key, so that an archive can grow without reshuffling."""
+"""Which patients are held out: a pure function of the patient's key, so an archive can grow without reshuffling."""
 
 from __future__ import annotations
 

@@ -59,15 +59,15 @@ def _embed(
     images = torch.cat([item.images for item in waiting])
     counts = [len(item.images) for item in waiting]
     parts = []
-    for piece in images.split(_WINDOWS_PER_PASS):
+    for piece in torch.split(images, _WINDOWS_PER_PASS):
         piece = piece.to(device)
         if inference.pooling == "grid2":
             tokens, grid = backbone.tokens(piece)
-            parts.append(tokens.float().cpu().unflatten(1, grid).flatten(1))
+            parts.append(tokens.float().cpu().flatten(1))
         else:
             features = [backbone(piece)] if layers is None else backbone.intermediate(piece, last=layers)
             parts.append(torch.cat([feature.float().cpu() for feature in features], dim=-1))
-    per_volume = torch.cat(parts).split(counts)
+    per_volume = torch.split(torch.cat(parts), counts)
     if inference.pooling == "max":
         return [rows.amax(0) for rows in per_volume]
     if inference.pooling == "mean":

@@ -8,6 +8,7 @@ by the trapezoid rule on `num_knots` knots over [0, t_max], doubled by symmetry.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class _CharacteristicSums(torch.autograd.Function):
         return result, None, None
 
 
-def _harmonics(x: Tensor, num_knots: int, step: float) -> Any:
+def _harmonics(x: Tensor, num_knots: int, step: float) -> Iterator[tuple[Tensor, Tensor]]:
     """cos(k step x), sin(k step x) for k = 0, 1, ..."""
     base_cosine, base_sine = torch.cos(step * x), torch.sin(step * x)
     cosine, sine = torch.ones_like(x), torch.zeros_like(x)
@@ -80,7 +81,8 @@ def _harmonics(x: Tensor, num_knots: int, step: float) -> Any:
 def random_directions(dim: int, num_slices: int, seed: int, step: int) -> Float[Tensor, "dim slice"]:
     """Directions uniform on the sphere, a function of (seed, step): the same on every rank and device."""
     directions = torch.randn(dim, num_slices, generator=generator("directions", seed, step))
-    return directions / directions.norm(dim=0, keepdim=True)
+    unit: Tensor = directions / directions.norm(dim=0, keepdim=True)
+    return unit
 
 
 class SIGReg(nn.Module):

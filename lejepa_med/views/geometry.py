@@ -26,6 +26,10 @@ class Boxes:
     length: Float[Tensor, "N V A"]
     blur: Float[Tensor, "N V A"]
 
+    def rows(self, chosen: slice) -> Boxes:
+        """The same for some samples."""
+        return Boxes(self.start[chosen], self.length[chosen], self.blur[chosen])
+
 
 def draw_boxes(
     config: ViewsConfig,
@@ -45,7 +49,7 @@ def draw_boxes(
     width = tries * (2 * axes + 1) + 3 * axes + 2
     uniform = torch.stack([torch.rand(views, width, generator=g) for g in generators])
     per_try, rest = uniform[..., : tries * (2 * axes + 1)], uniform[..., tries * (2 * axes + 1) :]
-    per_try = per_try.unflatten(-1, (tries, 2 * axes + 1))
+    per_try = per_try.reshape(*per_try.shape[:-1], tries, 2 * axes + 1)
     base = torch.tensor(base_size, dtype=torch.float32)
     length = _lengths(config, which, per_try[..., 0], per_try[..., 1 : 1 + axes], base, spacing_mm)
     start = per_try[..., 1 + axes :] * (base - length)
@@ -98,9 +102,10 @@ def _blur(config: ViewsConfig, uniform: Float[Tensor, "N V _"], axes: int) -> Fl
 
 def body_cells(is_body: Tensor) -> Float[Tensor, N * cells]:
     """Share of body in each of up to 8 cells per axis, from a mask `[N, *spatial]`."""
-    cells = tuple(min(_CELLS, side) for side in is_body.shape[1:])
-    pool = torch.nn.functional.adaptive_avg_pool3d if len(cells) == 3 else torch.nn.functional.adaptive_avg_pool2d
-    return pool(is_body[:, None].float(), cells)[:, 0]
+    body, sides = is_body[:, None].float(), [min(_CELLS, side) for side in is_body.shape[1:]]
+    if len(sides) == 3:
+        return torch.nn.functional.adaptive_avg_pool3d(body, (sides[0], sides[1], sides[2]))[:, 0]
+    return torch.nn.functional.adaptive_avg_pool2d(body, (sides[0], sides[1]))[:, 0]
 
 
 def _first_with_body(

@@ -26,6 +26,17 @@ class Intensity:
     window: Float[Tensor, "N V 2"]
     noise_key: list[torch.Generator]
 
+    def rows(self, chosen: slice) -> Intensity:
+        """The same for some samples."""
+        return Intensity(
+            self.gamma[chosen],
+            self.contrast[chosen],
+            self.bias[chosen],
+            self.noise_std[chosen],
+            self.window[chosen],
+            self.noise_key[chosen],
+        )
+
 
 def draw_intensity(
     config: ViewsConfig, views: int, axes: int, is_ct: Bool[Tensor, " N"], generators: list[torch.Generator]
@@ -77,7 +88,8 @@ def apply_intensity(
         basis = _polynomials(tuple(x.shape[3:])).to(x.device)
         field = torch.tensordot(draw.bias.to(x.device), basis, dims=1)
         x = x.mul_(field.exp_().unsqueeze(2))
-    for sample, key in enumerate(draw.noise_key):  # on the CPU, view by view: every device sees the same noise
+    for sample, generator in enumerate(draw.noise_key):  # on the CPU, view by view: every device sees the same noise
+        key = generator.clone_state()  # a draw can be applied again
         for view in draw.noise_std[sample].nonzero().flatten().tolist():
             noise = torch.randn(x.shape[2:], generator=key) * draw.noise_std[sample, view]
             x[sample, view].add_(noise.to(x.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -28,6 +28,10 @@ class Draw:
     boxes: Boxes
     intensity: Intensity
 
+    def rows(self, chosen: slice) -> Draw:
+        """The same for some samples."""
+        return Draw(self.boxes.rows(chosen), self.intensity.rows(chosen))
+
 
 class BatchedMultiCrop:
     """Global and local views of a whole batch, on its device.
@@ -45,11 +49,11 @@ class BatchedMultiCrop:
         images: Tensor,
         spacing_mm: Sequence[float],
         is_ct: Bool[Tensor, " sample"],
-        key: tuple[Hashable, ...],
+        key: tuple[int | str, ...],
         first_position: int = 0,
     ) -> list[Float[Tensor, "view sample channel *size"]]:
         air = torch.where(is_ct, torch.tensor(_AIR_HU), torch.tensor(2.0)).to(images.device)
-        sparse = images[(slice(None), 0, *(slice(None, None, 2),) * (images.ndim - 2))]  # coarse cells need no more
+        sparse = images[:, 0][(slice(None), *[slice(None, None, 2)] * (images.ndim - 2))]  # coarse cells need no more
         is_body = sparse > air.view(-1, *(1,) * (images.ndim - 2))
         cells = body_cells(is_body).cpu()
         result = []
@@ -89,7 +93,7 @@ class BatchedMultiCrop:
         views = images.new_empty((len(images), draw.boxes.start.shape[1], images.shape[1], *size), dtype=torch.float32)
         for low in range(0, len(images), step):
             rows = slice(low, low + step)
-            views[rows] = self._apply(images[rows].to(torch.float32), take(draw, rows), size, is_ct[rows])
+            views[rows] = self._apply(images[rows].to(torch.float32), draw.rows(rows), size, is_ct[rows])
         return views.transpose(0, 1)
 
     def _apply(
@@ -109,25 +113,24 @@ class BatchedMultiCrop:
         return apply_intensity(resample(images, weights), draw.intensity, is_ct)
 
 
-def take(drawn: Any, rows: slice) -> Any:
-    """Some samples of a draw."""
-    if is_dataclass(drawn):
-        return type(drawn)(**{field.name: take(getattr(drawn, field.name), rows) for field in fields(drawn)})
-    return drawn[rows]
-
-
-class MultiCropd(Randomizable, MapTransform):
+class MultiCropd(Randomizable, MapTransform):  # type: ignore[misc]  # monai's classes are Any to mypy
     """A MONAI dictionary transform: `item[key]` `[channel, *spatial]` gives `global_views` and `local_views`.
 
-    Values are in [0, 1] for MRI and images, in HU for CT (`is_ct=True`).
-    Composes with any MONAI pipeline; randomness comes from MONAI's `set_random_state`.
+    Values are in [0, 1] for MRI and images, in HU for CT (`is_ct=True`). Composes with any MONAI pipeline; randomness
+    comes from MONAI's `set_random_state`, or from the item: with `draw_key="key"`, `item["key"]` is a tuple such as
+    ("views", seed, step, position), and the views equal those of `BatchedMultiCrop` at that position.
     """
 
     def __init__(
-        self, keys: str, config: ViewsConfig, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0), is_ct: bool = False
+        self,
+        keys: str,
+        config: ViewsConfig,
+        spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+        is_ct: bool = False,
+        draw_key: str | None = None,
     ) -> None:
         MapTransform.__init__(self, keys)
-        self.crop, self.spacing_mm, self.is_ct = BatchedMultiCrop(config), spacing_mm, is_ct
+        self.crop, self.spacing_mm, self.is_ct, self.draw_key = BatchedMultiCrop(config), spacing_mm, is_ct, draw_key
 
     def randomize(self, data: Any = None) -> None:
         del data
@@ -135,12 +138,18 @@ class MultiCropd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        self.randomize()
+        if self.draw_key is None:
+            self.randomize()
+            draw: tuple[int | str, ...] = ("item", self.seed)
+            position = 0
+        else:
+            *given, position = item[self.draw_key]
+            draw = tuple(given)
         for key in self.key_iterator(item):
             image = torch.as_tensor(item[key], dtype=torch.float32)
             images = image[None] if self.is_ct else image[None] * 255.0
             axes = len(self.crop.config.global_size)
-            views = self.crop(images, self.spacing_mm[:axes], torch.tensor([self.is_ct]), ("item", self.seed))
+            views = self.crop(images, self.spacing_mm[:axes], torch.tensor([self.is_ct]), draw, position)
             item["global_views"] = views[0][:, 0]
             if len(views) > 1:
                 item["local_views"] = views[1][:, 0]
