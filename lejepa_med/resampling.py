@@ -36,9 +36,9 @@ def axis_weights(
 
 
 def resample(
-    images: Float[Tensor, "batch channel *spatial"], weights: Sequence[Float[Tensor, "batch view out in"]]
-) -> Float[Tensor, "batch view channel *out"]:
-    """Several views of every image, by the matrices of `axis_weights`, one per spatial axis."""
+    images: Float[Tensor, "batch channel *spatial"], weights: Sequence[Float[Tensor, "batch view _ _"]]
+) -> Float[Tensor, "batch view channel *size"]:
+    """Several views of every image, by the matrices `[.., out, in]` of `axis_weights`, one per spatial axis."""
     batch, channels, *spatial = images.shape
     views, axes = weights[0].shape[1], len(spatial)
     first = weights[0].flatten(1, 2)  # all views in one product: the source is read once
@@ -56,7 +56,7 @@ def resample(
     return out.transpose(2, 3).contiguous()
 
 
-def resize(image: Float[Tensor, channel * spatial], size: Sequence[int]) -> Float[Tensor, channel * out]:
+def resize(image: Float[Tensor, " channel *spatial"], size: Sequence[int]) -> Float[Tensor, " channel *out"]:
     """A whole image at another size."""
     weights = []
     for in_size, out_size in zip(image.shape[1:], size, strict=True):

@@ -31,7 +31,9 @@ class Windows:
     extent: tuple[int, ...]
 
 
-def to_unit(array: NDArray[np.generic], modality: str, ct_window_hu: tuple[float, float]) -> Float[Tensor, 1 * spatial]:
+def to_unit(
+    array: NDArray[np.generic], modality: str, ct_window_hu: tuple[float, float]
+) -> Float[Tensor, " 1 *spatial"]:
     """A prepared array as float32 in [0, 1], with a channel axis."""
     values = torch.from_numpy(np.array(array)).to(torch.float32)[None]
     if modality == "ct":
@@ -60,7 +62,7 @@ def windows(volume: CachedVolume, spec: InferenceSpec) -> Windows:
     raise DataError(f"series {volume.series_key}: a {image.ndim - 1}D image does not fit a window of {spec.window}")
 
 
-def _grid(image: Float[Tensor, channel * spatial], window: tuple[int, ...], overlap: float) -> Windows:
+def _grid(image: Float[Tensor, " channel *spatial"], window: tuple[int, ...], overlap: float) -> Windows:
     starts_by_axis, extent = [], []
     for size, side in zip(image.shape[1:], window, strict=True):
         step = side * (1 - overlap)
@@ -88,7 +90,7 @@ def _slices(image: Float[Tensor, "channel a b c"], spec: InferenceSpec) -> Windo
     return Windows(torch.stack(pieces), torch.zeros(len(pieces), 2), tuple(spec.window))
 
 
-def centred(image: Float[Tensor, channel * spatial], size: tuple[int, ...]) -> Float[Tensor, channel * out]:
+def centred(image: Float[Tensor, " channel *spatial"], size: tuple[int, ...]) -> Float[Tensor, " channel *out"]:
     """Cut or padded with zeros around the centre to `size`."""
     out = image.new_zeros((image.shape[0], *size))
     source, target = [slice(None)], [slice(None)]

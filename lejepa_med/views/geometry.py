@@ -37,7 +37,7 @@ def draw_boxes(
     generators: list[torch.Generator],
     base_size: tuple[int, ...],
     spacing_mm: tuple[float, ...],
-    body: Float[Tensor, N * cells],
+    body: Float[Tensor, " N *cells"],
 ) -> Boxes:
     """Boxes of all global or all local views of a batch, from one generator per sample.
 
@@ -100,7 +100,7 @@ def _blur(config: ViewsConfig, uniform: Float[Tensor, "N V _"], axes: int) -> Fl
     return torch.where(everywhere | (one_axis & thick), width, torch.ones_like(which))
 
 
-def body_cells(is_body: Tensor) -> Float[Tensor, N * cells]:
+def body_cells(is_body: Tensor) -> Float[Tensor, " N *cells"]:
     """Share of body in each of up to 8 cells per axis, from a mask `[N, *spatial]`."""
     body, sides = is_body[:, None].float(), [min(_CELLS, side) for side in is_body.shape[1:]]
     if len(sides) == 3:
@@ -112,7 +112,7 @@ def _first_with_body(
     start: Float[Tensor, "N V T A"],
     length: Float[Tensor, "N V T A"],
     base: Float[Tensor, " A"],
-    body: Float[Tensor, N * cells],
+    body: Float[Tensor, " N *cells"],
     min_body: float,
 ) -> Tensor:
     """Index [N, V] of the try that is kept."""

@@ -100,7 +100,7 @@ def _num_terms(axes: int) -> int:
     return 2 * axes + axes * (axes - 1) // 2
 
 
-def _polynomials(size: tuple[int, ...]) -> Float[Tensor, term * spatial]:
+def _polynomials(size: tuple[int, ...]) -> Float[Tensor, " term *spatial"]:
     """First and second order polynomials on [-1, 1], without the constant."""
     axes = torch.meshgrid(*[torch.linspace(-1, 1, side) for side in size], indexing="ij")
     pairs = [axes[i] * axes[j] for i in range(len(axes)) for j in range(i, len(axes))]

@@ -73,7 +73,7 @@ class BatchedMultiCrop:
         base_size: tuple[int, ...],
         spacing_mm: tuple[float, ...],
         is_ct: Bool[Tensor, " sample"],
-        cells: Float[Tensor, sample * cells],
+        cells: Float[Tensor, " sample *cells"],
     ) -> Draw:
         """Boxes and intensities, from one generator per sample."""
         boxes = draw_boxes(self.config, which, generators, base_size, spacing_mm, cells)

@@ -14,8 +14,8 @@ import pytest
 from dicom_factory import SECONDARY_CAPTURE, SR, enhanced, header, image, misplaced, stack, write
 from PIL import Image
 
-from lejepa_med.data.archive import IndexSummary, index
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.archive import IndexSummary, index
 from lejepa_med.data.converting import convert
 from lejepa_med.data.entry import COLUMNS
 from lejepa_med.data.privacy import load_salt, patient_key

@@ -9,8 +9,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from lejepa_med.data.archive import index
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.archive import index
 from lejepa_med.data.reading import Archive, read_any
 
 FOLDER = os.environ.get("LEJEPA_MED_REAL_DATA", "")

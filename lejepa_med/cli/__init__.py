@@ -1,0 +1,1 @@
+"""The command line: one module per group of verbs, each a thin layer over the functions that Python users call."""
