@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import timm
 import torch
 from jaxtyping import Float
@@ -17,11 +19,11 @@ class Timm2d(Backbone):
     def __init__(self, name: str, in_channels: int) -> None:
         super().__init__()
         if not timm.is_model(name):
-            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4])
+            near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4))
             raise ConfigError(f"model timm/{name}: timm has no model of this name; near it: {near or 'none'}")
         sizes = {"dynamic_img_size": True} if _is_vit(name) else {}
         self.net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **sizes)
-        self.dim = self.token_dim = self.net.num_features
+        self.dim, self.token_dim = self.net.head_hidden_size, self.net.num_features
         self.has_class_token = getattr(self.net, "num_prefix_tokens", 0) > 0
         self.spatial_dims, self.in_channels = 2, in_channels
 
@@ -29,7 +31,8 @@ class Timm2d(Backbone):
         features: Tensor = self.net.forward_features(images)
         if self.has_class_token:
             return features[:, 0]
-        return self._map(features).flatten(2).mean(-1)
+        pooled: Tensor = self.net.forward_head(features, pre_logits=True)  # with the norm that some networks have there
+        return pooled
 
     def tokens(
         self, images: Float[Tensor, "batch channel *spatial"]
@@ -53,7 +56,7 @@ class Timm2d(Backbone):
 
     def _map(self, features: Float[Tensor, "batch a b c"]) -> Float[Tensor, "batch _ _ _"]:
         """Channels first, also for networks that compute channels last."""
-        return features if features.shape[1] == self.dim else features.movedim(-1, 1)
+        return features if features.shape[1] == self.token_dim else features.movedim(-1, 1)
 
 
 def _is_vit(name: str) -> bool:

@@ -24,7 +24,7 @@ class Pretrainer(nn.Module):
         )
 
     def forward(
-        self, views: Sequence[Float[Tensor, "view sample channel *size"]]
+        self, views: Sequence[Float[Tensor, "_ sample _ ..."]]
     ) -> tuple[Float[Tensor, "all_views sample dim"], Float[Tensor, "all_views sample proj"]]:
         features = torch.cat([self.backbone(group.flatten(0, 1)).unflatten(0, group.shape[:2]) for group in views])
         projections = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])

@@ -51,7 +51,7 @@ class BatchedMultiCrop:
         is_ct: Bool[Tensor, " sample"],
         key: tuple[int | str, ...],
         first_position: int = 0,
-    ) -> list[Float[Tensor, "view sample channel *size"]]:
+    ) -> list[Float[Tensor, "view sample channel ..."]]:
         air = torch.where(is_ct, torch.tensor(_AIR_HU), torch.tensor(2.0)).to(images.device)
         sparse = images[:, 0][(slice(None), *[slice(None, None, 2)] * (images.ndim - 2))]  # coarse cells need no more
         is_body = sparse > air.view(-1, *(1,) * (images.ndim - 2))

@@ -1,0 +1,201 @@
+"""Every network keeps the protocol: sizes, row-major tokens, layers, gradients, channels, and its weights on disk."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lejepa_med.backbones import NAMES, Backbone, build, build_projector
+from lejepa_med.backbones.normalisation import reestimate_batchnorm
+from lejepa_med.backbones.vit3d import sine_cosine_positions
+from lejepa_med.config import ModelConfig, ProjectorConfig
+from lejepa_med.errors import ConfigError
+from lejepa_med.spec import InferenceSpec, Spec
+from lejepa_med.training.model import Pretrainer
+from lejepa_med.weights import load_backbone, save_backbone
+
+TIMM = ("timm/resnet18", "timm/convnext_atto", "timm/vit_tiny_patch16_224", "timm/vit_small_patch14_dinov2")
+SLOW = ("vit_base_3d", "vit_large_3d")
+TINY_PROJECTOR = ProjectorConfig(hidden=16, dim=4)
+EVERY = [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in (*NAMES, *TIMM)]
+
+
+def smallest(name: str, in_channels: int = 1) -> ModelConfig:
+    return ModelConfig(name=name, in_channels=in_channels, width=0.125, stem_pool=False, patch_size=8)
+
+
+def make(name: str, in_channels: int = 1) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(smallest(name, in_channels)).eval()
+
+
+def stride(name: str) -> int:
+    """Voxels per token."""
+    if name.startswith("timm/"):
+        return 14 if "patch14" in name else 16 if "patch16" in name else 32
+    return 8 if name.startswith("vit") else 16  # ResNet without pooling: stem 2, stages 8
+
+
+def size(name: str, *tokens: int) -> tuple[int, ...]:
+    """An image that gives so many tokens along each axis (the last one dropped in 2D)."""
+    return tuple(stride(name) * count for count in (tokens[:2] if name.startswith("timm/") else tokens))
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_protocol(name: str, tmp_path: Path) -> None:
+    backbone = make(name, in_channels=2)
+    for tokens in ((2, 3, 2), (3, 2, 4)):
+        images = rand(2, 2, *size(name, *tokens))
+        grid = tokens[: images.ndim - 2]
+        embedding = backbone(images)
+        assert embedding.shape == (2, backbone.dim)
+        assert not torch.allclose(embedding[0], embedding[1])
+        found, given = backbone.tokens(images)
+        assert given == grid
+        assert found.shape == (2, int(torch.tensor(grid).prod()), backbone.token_dim)
+        layers = backbone.intermediate(images, last=2)
+        assert [layer.ndim for layer in layers] == [2, 2]
+    backbone(images).square().sum().backward()
+    gradients = {key: value.grad for key, value in backbone.named_parameters()}
+    unused = [key for key, value in gradients.items() if value is None and not key.endswith("mask_token")]
+    assert unused == []
+    assert float(next(value for value in gradients.values() if value is not None and value.ndim > 3).abs().sum()) > 0
+    save_backbone(tmp_path / "b.safetensors", backbone, smallest(name, 2), Spec(inference=InferenceSpec()))
+    with torch.no_grad():
+        assert torch.equal(load_backbone(tmp_path / "b.safetensors")(images), backbone(images))
+
+
+@pytest.mark.parametrize("name", ["resnet10_3d", "vit_tiny_3d", *TIMM])
+def test_tokens_are_row_major_over_their_grid(name: str) -> None:
+    """A token in a corner of the grid looks at that corner of the image: the centroid of its gradient is there."""
+    backbone = make(name)
+    tokens = (3, 4, 5)
+    images = rand(1, 1, *size(name, *tokens)).requires_grad_()
+    grid = tokens[: images.ndim - 2]
+    for corner in itertools.product((0, -1), repeat=len(grid)):
+        number = int(torch.arange(int(torch.tensor(grid).prod())).reshape(grid)[corner])
+        (gradient,) = torch.autograd.grad(backbone.tokens(images)[0][0, number].square().sum(), images)
+        weight = gradient[0, 0].square() / gradient.square().sum()
+        for axis, end in enumerate(corner):
+            side = weight.shape[axis]
+            others = tuple(other for other in range(len(grid)) if other != axis)
+            centroid = float((weight.sum(others) * torch.arange(side)).sum()) / (side - 1)
+            assert centroid < 0.49 if end == 0 else centroid > 0.51
+
+
+@pytest.mark.parametrize("name", ["resnet10_3d", "vit_tiny_3d", *TIMM])
+def test_layers_end_in_what_the_embedding_is_made_of(name: str) -> None:
+    backbone = make(name)
+    images = rand(2, 1, *size(name, 2, 2, 2))
+    with torch.no_grad():
+        deepest, embedding, tokens = backbone.intermediate(images)[-1], backbone(images), backbone.tokens(images)[0]
+    if "vit" in name:
+        torch.testing.assert_close(deepest, torch.cat([embedding, tokens.mean(1)], dim=-1))
+    else:
+        pooled = tokens.mean(1)
+        if "convnext" in name:  # its head normalises
+            pooled = nn.functional.layer_norm(pooled, pooled.shape[1:], eps=1e-6)
+        torch.testing.assert_close(embedding, pooled)
+        assert deepest.shape[1] == backbone.dim
+
+
+def worst_convolution(side: int, seed: int) -> dict[str, float]:
+    """Largest relative error of any 3D convolution under bf16 autocast, in its values and in its weight gradient.
+
+    Each convolution is judged on the input and the output gradient that it really had, against float32 on the same
+    numbers: what is left is the error of the kernel alone, about 0.2 %.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build(ModelConfig(name="resnet10_3d", width=0.25, stem_pool=False))
+    seen: dict[nn.Module, list[torch.Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(lambda m, inputs, output: seen.update({m: [inputs[0].detach(), output]}))
+    weights = rand(8, model.dim, seed=seed + 1) - 0.5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        features = model(rand(8, 1, side, side, side, seed=seed))
+    for _, output in seen.values():
+        output.retain_grad()
+    (features.float() * weights).sum().backward()
+    worst = {"value": 0.0, "gradient": 0.0}
+    for conv, (given, output) in seen.items():
+        assert isinstance(conv, nn.Conv3d) and conv.weight.grad is not None and output.grad is not None
+        bf16 = output.dtype == torch.bfloat16
+        used = [x.to(torch.bfloat16).float() if bf16 else x.float() for x in (given, conv.weight.detach())]
+        bias = None if conv.bias is None else conv.bias.detach()
+        value = nn.functional.conv3d(used[0], used[1], bias, conv.stride, conv.padding)
+        shape, gradient = conv.weight.shape, output.grad.float()
+        expected = nn.grad.conv3d_weight(used[0], shape, gradient, conv.stride, conv.padding)
+        for name, found, right in (("value", output, value), ("gradient", conv.weight.grad, expected)):
+            worst[name] = max(worst[name], float((found.detach() - right).norm() / right.norm()))
+    return worst
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("side", [12, 16, 32])
+def test_bf16_convolutions_of_tiny_maps_are_right(side: int) -> None:
+    """oneDNN's bf16 conv3d gives weight gradients from uninitialised memory for maps of 2 voxels; see resnet3d."""
+    for trial in range(4):
+        worst = worst_convolution(side, trial)
+        assert worst["value"] < 0.02
+        assert worst["gradient"] < 0.02
+
+
+def test_reestimated_batchnorm_has_the_moments_of_the_images() -> None:
+    backbone = make("resnet10_3d")
+    images = rand(12, 1, 32, 32, 32) * 3 + 1
+    reestimate_batchnorm(backbone, [images[:6], images[6:]])
+    first = backbone.net.bn1
+    maps = backbone.net.conv1(images)
+    torch.testing.assert_close(first.running_mean, maps.mean((0, 2, 3, 4)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(first.running_var, maps.var((0, 2, 3, 4)), rtol=1e-3, atol=1e-5)
+    assert not backbone.training
+    assert first.momentum is not None
+
+
+def test_position_codes_know_distance_and_not_the_size_of_the_view() -> None:
+    small, large = sine_cosine_positions((3, 3, 3), 96), sine_cosine_positions((5, 5, 5), 96)
+    centre = large.reshape(5, 5, 5, 96)[1:4, 1:4, 1:4].reshape(27, 96)
+    torch.testing.assert_close(small, centre)
+    assert len(torch.unique(small, dim=0)) == 27
+    assert sine_cosine_positions((2, 2, 2), 100).shape == (8, 100)
+
+
+def test_views_of_one_size_share_a_pass_and_all_meet_in_the_projector() -> None:
+    model = Pretrainer(make("resnet10_3d"), TINY_PROJECTOR).eval()
+    views = [rand(2, 3, 1, 32, 32, 32), rand(4, 3, 1, 16, 16, 16)]
+    with torch.no_grad():
+        features, projections = model(views)
+        one = model.backbone(views[1][2])
+    assert features.shape == (6, 3, model.backbone.dim)
+    assert projections.shape == (6, 3, TINY_PROJECTOR.dim)
+    torch.testing.assert_close(features[4], one)
+
+
+@pytest.mark.parametrize(("name", "norms"), [("resnet10_3d", 2), ("vit_tiny_3d", 3)])
+def test_layernorm_backbones_get_a_batchnorm_before_the_projector(name: str, norms: int) -> None:
+    model = Pretrainer(make(name), TINY_PROJECTOR)
+    assert sum(isinstance(module, nn.BatchNorm1d) for module in model.projector.modules()) == norms
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_projector_has_the_layers_asked_for(layers: int) -> None:
+    projector = build_projector(8, 16, 4, layers, normalise_input=False)
+    assert sum(isinstance(module, nn.Linear) for module in projector) == layers
+    assert projector(rand(5, 8)).shape == (5, 4)
+
+
+@pytest.mark.parametrize("name", ["resnet19_3d", "vit_huge_3d", "resnet18", "timm/resnet180", "vit_tiny"])
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"resnet18_3d|near it: \w*resnet"):
+        build(ModelConfig(name=name))
