@@ -238,7 +238,8 @@ def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples
     chosen = slice(0, samples)
     crop = BatchedMultiCrop(config.views)
     views = crop(batch.images[chosen], batch.spacing_mm, batch.is_ct[chosen], ("views", config.seed, 0))
-    views_sheet(views, file, [f"sample {number}" for number in range(len(batch.keys[chosen]))])
+    titles = [f"sample {number}" for number in range(len(batch.keys[chosen]))]
+    views_sheet(views, file, titles, sliced=config.data.kind == "slices")
 
 
 def embed(backbone: Backbone, items: Any, *, modality: str | None = None, progress: Progress | None = None) -> pa.Table:

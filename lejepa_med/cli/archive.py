@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from lejepa_med.cli.progress import ProgressLine
@@ -15,20 +14,20 @@ from lejepa_med.data.cache import Cache
 
 def index(options: argparse.Namespace) -> dict[str, Any]:
     """The account of an archive; it closes: files seen = used + explained."""
-    paths, overrides = _split(options.paths)
-    settings = load_config(IndexSettings, options.config, overrides)
-    summary = archive.index(paths, options.out, settings, ProgressLine())
+    settings = load_config(IndexSettings, options.config, options.overrides)
+    summary = archive.index(options.paths, options.out, settings, ProgressLine())
     return {**asdict(summary), "table": options.out / "series.csv", "page": options.out / "index.html"}
 
 
 def convert(options: argparse.Namespace) -> dict[str, Any]:
     """NIfTI files of an index, or of raw folders that are indexed first."""
-    paths, overrides = _split(options.paths)
-    if len(paths) == 1 and (paths[0] / "files.parquet").exists():
-        source = paths[0]
+    if len(options.paths) == 1 and (options.paths[0] / "files.parquet").exists():
+        source = options.paths[0]
     else:
         source = options.out / "index"
-        archive.index(paths, source, load_config(IndexSettings, options.config, overrides), ProgressLine())
+        archive.index(
+            options.paths, source, load_config(IndexSettings, options.config, options.overrides), ProgressLine()
+        )
     count = converting.convert(source, options.out, ProgressLine())
     return {"converted": count, "table": options.out / "series.csv"}
 
@@ -47,9 +46,3 @@ def cache(options: argparse.Namespace) -> dict[str, Any]:
         return opened.stats()
     damaged = list(opened.verify())
     return {"volumes": len(opened), "damaged": len(damaged), "series": damaged[:20], "exit_code": int(bool(damaged))}
-
-
-def _split(words: list[str]) -> tuple[list[Path], list[str]]:
-    """Paths and overrides; an existing path with a `=` in its name is a path."""
-    overrides = [word for word in words if "=" in word and not Path(word).exists()]
-    return [Path(word) for word in words if word not in overrides], overrides

@@ -8,14 +8,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lejepa_med._version import __version__
-from lejepa_med.errors import UserError
+from lejepa_med.errors import ConfigError, UserError
 
+_OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
+_SWITCHES = ("--json", "--resume", "--dry-run")
 _VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "the whole path on a synthetic archive, about 10 minutes on 2 CPU cores"),
     "doctor": ("doctor", "what works here; with a cache: how fast its data path is"),
@@ -35,14 +38,21 @@ _VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+_CONFIGURED = ("demo", "index", "convert", "prepare", "views", "pretrain", "probe", "finetune", "benchmark")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 doctor found the main job impossible, 2 user error)."""
-    options = parser().parse_args(arguments)
+    words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(words)
+    options.overrides = overrides
     if options.verb is None:
         parser().print_help()
         return 2
     module, _ = _VERBS[options.verb]
     try:
+        if overrides and options.verb not in _CONFIGURED:
+            raise ConfigError(f"override `{overrides[0]}`: `{options.verb}` has no settings")
         handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
         result: dict[str, Any] = handler(options)
     except UserError as error:
@@ -57,6 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(result.get("text") or describe(result))
     return code
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Words for argparse, and the `key.path=value` overrides, which may stand anywhere after the verb.
+
+    The value of an option, and an existing path with a `=` in its name, are no overrides.
+    """
+    kept, overrides = [], []
+    for before, word in zip(["", *words], words, strict=False):
+        is_value = before.startswith("--") and "=" not in before and before not in _SWITCHES
+        if _OVERRIDE.match(word) and not is_value and not Path(word).exists():
+            overrides.append(word)
+        else:
+            kept.append(word)
+    return kept, overrides
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -89,7 +114,6 @@ def parser() -> argparse.ArgumentParser:
 def _demo(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
     sub.add_argument("--size", choices=("full", "smoke"), default="full", help="smoke: a few subjects and steps")
-    sub.add_argument("overrides", nargs="*", help="key.path=value for the pretraining config")
 
 
 def _doctor(sub: argparse.ArgumentParser) -> None:
@@ -97,7 +121,7 @@ def _doctor(sub: argparse.ArgumentParser) -> None:
 
 
 def _paths(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("paths", nargs="+", help="folders or files, then key.path=value overrides")
+    sub.add_argument("paths", nargs="+", type=Path, help="folders or files; key.path=value overrides settings")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--config", type=Path)
 
@@ -106,7 +130,6 @@ def _prepare(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("index", type=Path, help="folder written by `index`")
     sub.add_argument("--out", type=Path, required=True)
     sub.add_argument("--config", type=Path)
-    sub.add_argument("overrides", nargs="*", help="key.path=value")
 
 
 def _cache(sub: argparse.ArgumentParser) -> None:
@@ -117,7 +140,6 @@ def _cache(sub: argparse.ArgumentParser) -> None:
 def _configured(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("config", type=Path, help="YAML file; see `lejepa-med config KIND`")
     sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("overrides", nargs="*", help="key.path=value")
 
 
 def _pretrain(sub: argparse.ArgumentParser) -> None:
