@@ -24,7 +24,7 @@ from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
 from lejepa_med.data.cache import Cache, CachedVolume
-from lejepa_med.data.dataset import CacheSource, DatasetSource, Source, StepDataset
+from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, Source, StepDataset
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.privacy import write_private
@@ -70,7 +70,8 @@ def pretrain(
 
     `data` is a cache folder made by `prepare`, a list of NIfTI files, image files or DICOM folders, a MONAI datalist
     (`[{"image": path}, ...]`), or any map-style torch dataset of `[channel, *spatial]` tensors in [0, 1]. `model` is a
-    name (see `lejepa-med config pretrain`) or a `Backbone` of your own. `settings` are fields of the config, as
+    name (see `lejepa-med config pretrain`) or a `Backbone` of your own. NIfTI files of a list are MRI unless
+    `data={"modalities": ["ct"]}` says otherwise. `settings` are fields of the config, as
     sections (`train={"steps": 100}`) or dotted (`**{"train.steps": 100}`).
 
     Example:
@@ -116,23 +117,26 @@ def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSp
         return CacheSource(cache, table[~held_out].reset_index(drop=True), plane), cache.preprocess
     preprocess = PreprocessSpec()
     if isinstance(data, Sequence):
-        return DatasetSource(_read_all(data, preprocess)), preprocess
+        return ListSource(_read_all(data, config.data.modalities, preprocess)), preprocess
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         return DatasetSource(data), preprocess
     raise DataError(f"data: expected a cache folder, a list of scans or a torch dataset, got a {type(data).__name__}")
 
 
-def _read_all(items: Sequence[Any], preprocess: PreprocessSpec) -> list[torch.Tensor]:
+def _read_all(items: Sequence[Any], modalities: tuple[str, ...] | None, preprocess: PreprocessSpec) -> list[Item]:
     """Scans of a list, prepared in memory; for archives use `index` and `prepare`."""
-    arrays = []
+    modality = modalities[0] if modalities is not None and len(modalities) == 1 else "mri"
+    read = []
     for number, item in enumerate(items):
         path = Path(item["image"] if isinstance(item, dict) else item)
         try:
-            for volume in read_any(path, modality="mri"):
-                arrays.append(torch.from_numpy(prepare_volume(volume, preprocess).array)[None] / 255.0)
+            for volume in read_any(path, modality):
+                prepared = prepare_volume(volume, preprocess)
+                spacing = prepared.spacing_mm or (1.0,) * prepared.array.ndim
+                read.append(Item(prepared.array[None], spacing, prepared.modality == "ct", f"item {number}"))
         except UserError as error:
             raise DataError(f"item {number} of the list: {error}") from None
-    return arrays
+    return read
 
 
 def run_pretraining(
@@ -145,21 +149,24 @@ def run_pretraining(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """One run from a config to a run directory."""
-    _claim(out, config, resume)
+    """One run from a config to a run directory; nothing is written before data, weights and settings fit."""
+    _check_folder(out, config, resume)
     size = base_size(config, source)
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
     if config.init_from is not None:
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
+    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
+    dataset = StepDataset(source, sampler, size, config.seed)
+    model = Pretrainer(backbone, config.projector)
+    choose_device(config.train.device)
+    out.mkdir(parents=True, exist_ok=True)
+    draw_views(config, dataset, out / "views.png")
+    (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(spec))
     keys = pd.DataFrame({"series_key": source.keys, "patient_key": source.patients})
     keys.to_csv(out / "pretraining_series.csv", index=False)
-    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
-    dataset = StepDataset(source, sampler, size, config.seed)
-    draw_views(config, dataset, out / "views.png")
-    model = Pretrainer(backbone, config.projector)
     finished = train(model, dataset, config, out, resume=resume, progress=progress)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
@@ -170,8 +177,8 @@ def run_pretraining(
     return Run(out, finished)
 
 
-def _claim(out: Path, config: PretrainConfig, resume: bool) -> None:
-    """Makes the run directory, or checks that it is the one to resume."""
+def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
+    """The run directory must be free, or the one to resume."""
     file = out / "config.yaml"
     if resume:
         if not file.exists():
@@ -186,8 +193,6 @@ def _claim(out: Path, config: PretrainConfig, resume: bool) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(dump_yaml(config))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
@@ -202,12 +207,15 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
 
 
 def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
-    """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item."""
+    """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item (images, datasets).
+
+    A list of scans that are all smaller: the largest extent along each axis.
+    """
     item = source.read(0, generator("first"))
-    whole = tuple(item.array.shape[1:])
-    if config.views.base_crop_mm is None or isinstance(source, DatasetSource):
-        return whole
-    return tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
+    if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
+        return tuple(item.array.shape[1:])
+    size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
+    return tuple(map(min, size, source.largest)) if isinstance(source, ListSource) else size
 
 
 def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:

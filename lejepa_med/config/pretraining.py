@@ -123,7 +123,7 @@ class OptimConfig(Frozen):
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     final_fraction: float = Field(1e-3, ge=0, description="last learning rate / peak")
     betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float | None = Field(None, description="largest gradient norm; null = no clipping")
+    clip_norm: float | None = Field(None, gt=0, description="largest gradient norm; null = no clipping")
 
 
 class TrainConfig(Frozen):

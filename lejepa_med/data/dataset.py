@@ -87,6 +87,22 @@ class DatasetSource:
         return Item(array, self.spacing_mm or (1.0,) * (array.ndim - 1), False, self.keys[index])
 
 
+class ListSource:
+    """Prepared items in memory, each a patient of its own. `largest` is the largest extent along each axis."""
+
+    def __init__(self, items: list[Item]) -> None:
+        if not items:
+            raise DataError("the list of scans is empty")
+        self.items = items
+        self.keys = [item.key for item in items]
+        self.patients = self.keys
+        self.largest = tuple(max(sides) for sides in zip(*[item.array.shape[1:] for item in items], strict=True))
+
+    def read(self, index: int, draw: torch.Generator) -> Item:
+        del draw
+        return self.items[index]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` holds one number per patient."""

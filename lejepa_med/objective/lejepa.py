@@ -25,6 +25,10 @@ class LossParts:
     sigreg: Float[Tensor, ""]
     lam: float
 
+    def numbers(self) -> dict[str, float]:
+        """Plain numbers for a log."""
+        return {name: float(getattr(self, name).detach()) for name in ("total", "prediction", "sigreg")}
+
 
 def prediction_loss(embeddings: Float[Tensor, "view sample dim"], num_global: int) -> Float[Tensor, ""]:
     """Mean over views, samples and dimensions of (z - mu)^2, mu the mean of a sample's global views.

@@ -30,7 +30,10 @@ class RunLog:
         self._streams[name].write(json.dumps(values) + "\n")
         self._streams[name].flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for stream in self._streams.values():
             stream.close()
 

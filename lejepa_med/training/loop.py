@@ -10,16 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.errors import UserError
-from lejepa_med.objective import LeJEPALoss
+from lejepa_med.objective import LeJEPALoss, LossParts
 from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
 from lejepa_med.training.log import RunLog
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.monitor import diagnose
-from lejepa_med.training.optimizer import build_optimizer, learning_rate
+from lejepa_med.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from lejepa_med.views import BatchedMultiCrop
 
 
@@ -64,58 +65,42 @@ def train(
     model = model.to(device).train()
     crop, loss_function = BatchedMultiCrop(config.views), LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
     optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
-    start = _restore(model, optimizer, run) if resume else 0
-    log, steps = RunLog(run, start), config.train.steps
+    start, steps = _restore(model, optimizer, run) if resume else 0, config.train.steps
+    done = start
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
-    with StopFlag() as stop:
-        batches = _batches(dataset, range(start, steps), config.data.workers, device)
-        for step in range(start, steps):
+    with StopFlag() as stop, RunLog(run, start) as log:
+        for step, batch, waited in _batches(dataset, range(start, steps), config.data.workers, device):
             began = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - began
             images, is_ct = batch.images.to(device, non_blocking=True), batch.is_ct.to(device)
             views = crop(images, batch.spacing_mm, is_ct, ("views", config.seed, step))
             with autocast:
                 features, projections = model(views)
             loss = loss_function(projections, config.views.num_global, step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, config.optim)
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
-            limit = config.optim.clip_norm if config.optim.clip_norm is not None else float("inf")
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
-            total = float(loss.total.detach())
-            if not (torch.isfinite(loss.total) and torch.isfinite(grad_norm)):
-                raise UserError(_explain_nan(step, batch, run))
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
+            _require_finite(loss, grad_norm, step, batch, run)
+            lr = set_learning_rate(optimizer, learning_rate(step, steps, config.optim))
             optimizer.step()
 
-            parts = {"prediction": float(loss.prediction.detach()), "sigreg": float(loss.sigreg.detach())}
-            lr = optimizer.param_groups[0]["lr"]
-            log.write("metrics", step=step, total=total, **parts, lr=lr, grad_norm=float(grad_norm))
-            seconds = time.perf_counter() - began
-            log.write(
-                "timing",
-                step=step,
-                samples_per_s=len(images) / seconds,
-                data_wait=waited / seconds,
-                memory=_memory(device),
-            )
+            log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
+            log.write("timing", step=step, **_timing(len(images), waited, time.perf_counter() - began, device))
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
                 log.write("diagnostics", step=step, **diagnose(features[0], projections[0], batch.patients))
             done = step + 1
             if done % config.train.checkpoint_every == 0 or done == steps or stop.stopped:
-                state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "lam": loss.lam}
-                save_checkpoint(run / "checkpoints", done, state, config.train.keep_checkpoints)
+                _save(model, optimizer, run, done, config.train.keep_checkpoints)
             if progress is not None:
                 progress("pretrain", done, steps)
-            if stop.stopped and done < steps:
+            if stop.stopped:
                 break
-    log.close()
-    return not stop.stopped or done == steps
+    return done == steps
 
 
-def _batches(dataset: StepDataset, steps: range, workers: int, device: torch.device) -> Iterator[Batch]:
-    """Batches in the order of the steps; the same for any number of workers."""
+def _batches(
+    dataset: StepDataset, steps: range, workers: int, device: torch.device
+) -> Iterator[tuple[int, Batch, float]]:
+    """Step, batch and the seconds that were waited for it, in order; the same for any number of workers."""
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_size=None,
@@ -123,9 +108,12 @@ def _batches(dataset: StepDataset, steps: range, workers: int, device: torch.dev
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_stop_signals,
-        persistent_workers=False,
     )
-    return iter(loader)
+    batches = iter(loader)
+    for step in steps:
+        began = time.perf_counter()
+        batch = next(batches)
+        yield step, batch, time.perf_counter() - began
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -136,18 +124,33 @@ def _ignore_stop_signals(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def _save(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path, done: int, keep: int) -> None:
+    """Everything that the next step depends on; batches and views depend on the step's number alone."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
+    save_checkpoint(run / "checkpoints", done, state, keep)
+
+
 def _restore(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path) -> int:
+    """The number of steps done."""
     state = load_checkpoint(run / "checkpoints")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["rng"])
     return int(state["step"])
 
 
-def _explain_nan(step: int, batch: Batch, run: Path) -> str:
+def _require_finite(loss: LossParts, grad_norm: Tensor, step: int, batch: Batch, run: Path) -> None:
+    if torch.isfinite(loss.total) and torch.isfinite(grad_norm):
+        return
     latest = run / "checkpoints" / "latest"
     good = f"the last good checkpoint is {latest.read_text()}" if latest.exists() else "there is no checkpoint yet"
-    series = ", ".join(batch.keys[:8])
-    return f"training stopped: loss or gradient not finite at step {step}, batch of series {series} ...; {good}"
+    series = ", ".join(batch.keys[:8]) + (", ..." if len(batch.keys) > 8 else "")
+    raise UserError(f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; {good}")
+
+
+def _timing(samples: int, waited: float, computed: float, device: torch.device) -> dict[str, float]:
+    seconds = waited + computed
+    return {"samples_per_s": samples / seconds, "data_wait": waited / seconds, "memory": _memory(device)}
 
 
 def choose_device(name: str) -> torch.device:

@@ -20,6 +20,13 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
     return low + (config.lr - low) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
+    """Gives every group the learning rate of a step, and returns it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    return lr
+
+
 def build_optimizer(module: nn.Module, config: OptimConfig, is_vit: bool) -> torch.optim.AdamW:
     """AdamW without weight decay on norms, biases and tokens (parameters with fewer than two axes)."""
     decay = config.weight_decay if config.weight_decay != "auto" else (5e-2 if is_vit else 5e-4)
