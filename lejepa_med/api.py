@@ -70,9 +70,9 @@ def pretrain(
 
     `data` is a cache folder made by `prepare`, a list of NIfTI files, image files or DICOM folders, a MONAI datalist
     (`[{"image": path}, ...]`), or any map-style torch dataset of `[channel, *spatial]` tensors in [0, 1]. `model` is a
-    name (see `lejepa-med config pretrain`) or a `Backbone` of your own. NIfTI files of a list are MRI unless
-    `data={"modalities": ["ct"]}` says otherwise. `settings` are fields of the config, as
-    sections (`train={"steps": 100}`) or dotted (`**{"train.steps": 100}`).
+    name (see `lejepa-med config pretrain`) or a `Backbone` of your own. `settings` are fields of the config, as
+    sections (`train={"steps": 100}`) or dotted (`**{"train.steps": 100}`). NIfTI files of a list are MRI unless
+    `**{"data.modalities": ["ct"]}` says otherwise.
 
     Example:
         >>> run = lejepa_med.pretrain("cache", "resnet18_3d", "runs/a", train={"steps": 5000})  # doctest: +SKIP

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ class Item:
     key: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Where items come from. `patients[i]` groups items that must not meet in a batch."""
 

@@ -87,12 +87,12 @@ def train(
             log.write("timing", step=step, **_timing(len(images), waited, time.perf_counter() - began, device))
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
                 log.write("diagnostics", step=step, **diagnose(features[0], projections[0], batch.patients))
-            done = step + 1
-            if done % config.train.checkpoint_every == 0 or done == steps or stop.stopped:
+            done, stopping = step + 1, stop.stopped  # read once: what is left is what was saved
+            if done % config.train.checkpoint_every == 0 or done == steps or stopping:
                 _save(model, optimizer, run, done, config.train.keep_checkpoints)
             if progress is not None:
                 progress("pretrain", done, steps)
-            if stop.stopped:
+            if stopping:
                 break
     return done == steps
 
@@ -108,6 +108,7 @@ def _batches(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_ignore_stop_signals,
+        generator=torch.Generator(),  # else it draws from the global state, which belongs to the model (dropout)
     )
     batches = iter(loader)
     for step in steps:
