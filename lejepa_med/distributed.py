@@ -37,10 +37,10 @@ class _SumOverRanks(torch.autograd.Function):
         return gradient
 
 
-def total_over_ranks(count: int) -> int:
-    """The sum of a count over all ranks."""
+def total_over_ranks(count: int, device: torch.device) -> int:
+    """The sum of a count over all ranks; `device` is where the ranks talk (NCCL: their GPU)."""
     if not (dist.is_available() and dist.is_initialized()):
         return count
-    total = torch.tensor(count)
+    total = torch.tensor(count, device=device)
     dist.all_reduce(total)
     return int(total)

@@ -64,7 +64,7 @@ class LeJEPALoss(nn.Module):
     def forward(self, embeddings: Float[Tensor, "view sample dim"], num_global: int, step: int = 0) -> LossParts:
         with torch.autocast(embeddings.device.type, enabled=False):
             embeddings = embeddings.float()
-            lam = resolve_lam(self.lam, total_over_ranks(embeddings.shape[1]))
+            lam = resolve_lam(self.lam, total_over_ranks(embeddings.shape[1], embeddings.device))
             prediction = prediction_loss(embeddings, num_global)
             sigreg = self.sigreg(embeddings, step)
             return LossParts((1 - lam) * prediction + lam * sigreg, prediction, sigreg, lam)

@@ -41,7 +41,7 @@ def epps_pulley(
         weights[-1] /= 2
         shape = (num_knots,) + (1,) * (x.ndim - 1)
         distance = (mean[0] - gauss.view(shape)) ** 2 + mean[1] ** 2
-        statistic: Tensor = total_over_ranks(x.shape[-2]) * (weights.view(shape) * distance).sum(0)
+        statistic: Tensor = total_over_ranks(x.shape[-2], x.device) * (weights.view(shape) * distance).sum(0)
         return statistic
 
 
