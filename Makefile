@@ -17,7 +17,7 @@ help:
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -e ".[dev,tensorboard]"
+	$(BIN)/python -m pip install -e ".[dev]"
 	@touch $@
 
 demo: $(STAMP)

@@ -14,17 +14,22 @@ from typing import TYPE_CHECKING, Any
 from lejepa_med._version import __version__
 
 if TYPE_CHECKING:
-    from lejepa_med.api import embed, pretrain
+    from lejepa_med.api import pretrain
+    from lejepa_med.evaluation.embedding import embed
     from lejepa_med.weights import load_backbone
 
 __all__ = ["__version__", "embed", "load_backbone", "pretrain"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("embed", "pretrain"):
-        from lejepa_med import api
+    if name == "pretrain":
+        from lejepa_med.api import pretrain
 
-        return getattr(api, name)
+        return pretrain
+    if name == "embed":
+        from lejepa_med.evaluation.embedding import embed
+
+        return embed
     if name == "load_backbone":
         from lejepa_med.weights import load_backbone
 

@@ -7,15 +7,12 @@ RUN/backbone.safetensors  and DONE, or STOPPED
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 
@@ -27,13 +24,10 @@ from lejepa_med.data.cache import Cache, CachedVolume
 from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, Source, StepDataset
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
-from lejepa_med.data.privacy import write_private
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.splits import is_held_out
-from lejepa_med.data.volume import Volume
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
-from lejepa_med.evaluation.features import extract_features
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.loop import choose_device, train
@@ -71,8 +65,9 @@ def pretrain(
     `data` is a cache folder made by `prepare`, a list of NIfTI files, image files or DICOM folders, a MONAI datalist
     (`[{"image": path}, ...]`), or any map-style torch dataset of `[channel, *spatial]` tensors in [0, 1]. `model` is a
     name (see `lejepa-med config pretrain`) or a `Backbone` of your own. `settings` are fields of the config, as
-    sections (`train={"steps": 100}`) or dotted (`**{"train.steps": 100}`). NIfTI files of a list are MRI unless
-    `**{"data.modalities": ["ct"]}` says otherwise.
+    sections (`train={"steps": 100}`) or dotted; those of the sections `data` and `model` are always dotted
+    (`**{"model.width": 0.5}`). NIfTI files of a list are MRI unless `**{"data.modalities": ["ct"]}` says otherwise.
+    A torch dataset brings arrays of unknown spacing: its backbone takes arrays too (`backbone(images)`), not files.
 
     Example:
         >>> run = lejepa_med.pretrain("cache", "resnet18_3d", "runs/a", train={"steps": 5000})  # doctest: +SKIP
@@ -103,8 +98,8 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSpec]:
-    """Training items and how they were prepared; test patients of a cache are left out."""
+def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSpec | None]:
+    """Training items and how they were prepared (None: elsewhere); test patients of a cache are left out."""
     if data is None or isinstance(data, str | Path):
         if config.data.cache is None:
             raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
@@ -119,7 +114,7 @@ def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSp
     if isinstance(data, Sequence):
         return ListSource(_read_all(data, config.data.modalities, preprocess)), preprocess
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return DatasetSource(data), preprocess
+        return DatasetSource(data), None
     raise DataError(f"data: expected a cache folder, a list of scans or a torch dataset, got a {type(data).__name__}")
 
 
@@ -142,7 +137,7 @@ def _read_all(items: Sequence[Any], modalities: tuple[str, ...] | None, preproce
 def run_pretraining(
     config: PretrainConfig,
     source: Source,
-    preprocess: PreprocessSpec,
+    preprocess: PreprocessSpec | None,
     out: Path,
     *,
     own: Backbone | None = None,
@@ -248,59 +243,3 @@ def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples
     views = crop(batch.images[chosen], batch.spacing_mm, batch.is_ct[chosen], ("views", config.seed, 0))
     titles = [f"sample {number}" for number in range(len(batch.keys[chosen]))]
     views_sheet(views, file, titles, sliced=config.data.kind == "slices")
-
-
-def embed(backbone: Backbone, items: Any, *, modality: str | None = None, progress: Progress | None = None) -> pa.Table:
-    """Embeddings as a table `series_key, patient_key, embedding` (list of float32, `backbone.dim` long).
-
-    `items` is a `Cache` prepared as the backbone expects, or a list of NIfTI files, images, DICOM folders or
-    `(array, affine)` pairs, which are prepared by the backbone's own spec; their key is their place in the list.
-    `modality` is that of NIfTI files and arrays.
-
-    Raises:
-        UserError: the backbone has no spec, an item cannot be read, or the cache was prepared otherwise.
-    """
-    spec = backbone.spec
-    if spec is None:
-        raise DataError("embed: the backbone has no spec; load it with lejepa_med.load_backbone")
-    volumes: Iterable[CachedVolume]
-    if isinstance(items, Cache):
-        if items.preprocess != spec.preprocess:
-            raise DataError(f"cache {items.folder}: prepared otherwise than the backbone expects; prepare it again")
-        keys, patients = list(items.table["series_key"]), list(items.table["patient_key"])
-        volumes = (items.read(key) for key in keys)
-    else:
-        prepared = list(_prepare_items(items, modality, spec.preprocess))
-        keys, patients = [volume.series_key for volume in prepared], [volume.patient_key for volume in prepared]
-        volumes = prepared
-    done = None if progress is None else lambda count: progress("embed", count, len(keys))
-    features = extract_features(backbone, volumes, spec.inference, layers=None, progress=done)
-    return pa.table({"series_key": keys, "patient_key": patients, "embedding": list(features)})
-
-
-def _prepare_items(items: Sequence[Any], modality: str | None, preprocess: PreprocessSpec) -> Iterator[CachedVolume]:
-    for number, item in enumerate(items):
-        if isinstance(item, tuple):
-            volumes = [Volume(np.asarray(item[0]), np.asarray(item[1], dtype=np.float64), modality or "unknown")]
-        else:
-            volumes = read_any(Path(item), modality)
-        for part, volume in enumerate(volumes):
-            key = f"item {number}" if len(volumes) == 1 else f"item {number} part {part}"
-            try:
-                prepared = prepare_volume(volume, preprocess)
-            except DataError as error:
-                raise DataError(f"{key}: {error}") from None
-            yield CachedVolume(key, key, prepared.modality, prepared.array, prepared.spacing_mm)
-
-
-def write_embeddings(table: pa.Table, file: Path, paths: Sequence[Path]) -> None:
-    """The table as Parquet and, for scans given by path, the private `FILE.paths.parquet` (mode 600) beside it."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table, file)
-    if paths:
-        keys = [f"item {number}" for number in range(len(paths))]
-        buffer = pa.BufferOutputStream()
-        pq.write_table(pa.table({"series_key": keys, "path": [str(path) for path in paths]}), buffer)
-        write_private(
-            file.with_name(f"{file.name.removesuffix('.parquet')}.paths.parquet"), buffer.getvalue().to_pybytes()
-        )

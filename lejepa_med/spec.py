@@ -63,8 +63,8 @@ class InferenceSpec(Frozen):
 
 
 class Spec(Frozen):
-    """Preprocessing and inference of one backbone."""
+    """Preprocessing and inference of one backbone. `preprocess` is None if its training arrays were made elsewhere."""
 
     version: int = 1
-    preprocess: PreprocessSpec = PreprocessSpec()
+    preprocess: PreprocessSpec | None = PreprocessSpec()
     inference: InferenceSpec = InferenceSpec()

@@ -135,6 +135,8 @@ def export(run: Path, out: Path) -> Path:
 def _model_card(description: Mapping[str, Any]) -> str:
     model, spec, made = description["model"] or {}, description["spec"], description["provenance"]
     facts = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in made.items())
+    preprocess = spec["preprocess"]
+    prepared = f"voxels of {preprocess['spacing_mm']} mm" if preprocess else "made outside lejepa-med, not known here"
     return f"""---
 library_name: lejepa-med
 tags: [medical-imaging, self-supervised, lejepa]
@@ -150,7 +152,7 @@ table = lejepa_med.embed(backbone, ["scan.nii.gz"], modality="mri")
 Provenance:
 {facts}
 
-Preprocessing: voxels of {spec["preprocess"]["spacing_mm"]} mm; inference: windows of {spec["inference"]["window"]}
+Preprocessing: {prepared}; inference: windows of {spec["inference"]["window"]}
 at {spec["inference"]["pitch_mm"]} mm. Both are in `config.json` and inside the weight file.
 
 Not a medical device. Weights can hold traces of the scans they were trained on: share them by your own rules.

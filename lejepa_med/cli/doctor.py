@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import time
@@ -39,7 +38,6 @@ _UNCOMPRESSED = (
     DeflatedExplicitVRLittleEndian,
 )
 _COMPRESSED = (JPEGBaseline8Bit, JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless, JPEG2000, RLELossless)
-_EXTRAS = ("tensorboard",)
 
 
 def doctor(options: argparse.Namespace) -> dict[str, Any]:
@@ -54,9 +52,6 @@ def doctor(options: argparse.Namespace) -> dict[str, Any]:
         "decoders": {name: "yes" if works else "no" for name, works in decoders.items()},
         "shared_memory_gb": _free_gb(Path("/dev/shm")),
         "free_disk_gb": _free_gb(Path.cwd()),
-        "extras": {
-            name: "yes" if importlib.util.find_spec(name) else f"pip install lejepa-med[{name}]" for name in _EXTRAS
-        },
     }
     problems = []
     if result["training_step"] != "works":

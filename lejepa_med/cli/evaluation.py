@@ -6,14 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import BenchmarkConfig, FinetuneConfig, ProbeConfig, load_config
 from lejepa_med.data.cache import Cache
 from lejepa_med.errors import OutputExistsError
 from lejepa_med.evaluation import benchmark as grid
+from lejepa_med.evaluation import embedding, single
 from lejepa_med.evaluation import report as pages
-from lejepa_med.evaluation import single
 from lejepa_med.weights import export as export_weights
 from lejepa_med.weights import load_backbone
 
@@ -24,8 +23,8 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
     items: Any = options.data
     if len(items) == 1 and (items[0] / "cache.json").exists():
         items = Cache.open(items[0])
-    table = api.embed(backbone, items, modality=options.modality, progress=ProgressLine())
-    api.write_embeddings(table, options.out, [] if isinstance(items, Cache) else items)
+    table = embedding.embed(backbone, items, modality=options.modality, progress=ProgressLine())
+    embedding.write_embeddings(table, options.out, [] if isinstance(items, Cache) else items)
     return {"rows": table.num_rows, "dimensions": backbone.dim, "table": options.out}
 
 

@@ -25,8 +25,10 @@ class ProgressLine:
         self._shown = now
         seconds = max(now - self._started, 1e-6)
         rate = (done - self._first) / seconds
-        left = f", {duration((total - done) / rate)} left" if not finished and rate > 0 else f", {duration(seconds)}"
-        line = f"{stage}: {done:,} of {total:,}, {rate:.3g}/s{left}"
+        line = f"{stage}: {done:,} of {total:,}"
+        if seconds > 0.05:  # else the first call came when the work was done
+            line += f", {rate:.3g}/s"
+            line += f", {duration(seconds)}" if finished or rate <= 0 else f", {duration((total - done) / rate)} left"
         end = "\n" if finished or not self._terminal else ""
         start = "\r\033[K" if self._terminal else ""
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
