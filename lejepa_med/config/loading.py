@@ -61,24 +61,35 @@ def set_path(values: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override `{override}`: expected key.path=value")
     *parents, last = key.split(".")
     node: Any = values
-    for parent in parents:
-        node = node[int(parent)] if isinstance(node, list) and parent.isdigit() else node.setdefault(parent, {})
+    for parent, child in zip(parents, key.split(".")[1:], strict=True):
+        if isinstance(node, list):
+            node = node[_position(node, parent, override)]
+        else:
+            if node.get(parent) is None:
+                node[parent] = {}
+            node = node[parent]
         if not isinstance(node, dict | list):
-            raise ConfigError(f"override `{override}`: `{parent}` is a single value and holds no `{last}`")
+            raise ConfigError(f"override `{override}`: `{parent}` is a single value and holds no `{child}`")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         value = text
     if isinstance(node, list):
-        node[int(last)] = value
+        node[_position(node, last, override)] = value
     else:
         node[last] = value
+
+
+def _position(items: list[Any], part: str, override: str) -> int:
+    if not (part.isdigit() and int(part) < len(items)):
+        raise ConfigError(f"override `{override}`: `{part}` is no item of a list of {len(items)}; the first is 0")
+    return int(part)
 
 
 def validate(kind: type[ConfigT], values: Mapping[str, Any], name: str) -> ConfigT:
     """Settings from nested values; `name` says in messages where they came from."""
     version = values.get("version", CONFIG_VERSION)
-    if isinstance(version, int) and version > CONFIG_VERSION:
+    if str(version).isdigit() and int(version) > CONFIG_VERSION:
         raise ConfigError(
             f"config {name}: version {version} is newer than this lejepa-med reads (up to {CONFIG_VERSION}); "
             "upgrade lejepa-med"
@@ -86,22 +97,45 @@ def validate(kind: type[ConfigT], values: Mapping[str, Any], name: str) -> Confi
     try:
         return kind.model_validate(dict(values))
     except ValidationError as error:
-        problems = "; ".join(_problem(kind, dict(item)) for item in error.errors())
-        raise ConfigError(f"config {name}: {problems}") from None
+        raise ConfigError(f"config {name}: {'; '.join(_problems(kind, values, error))}") from None
 
 
-def _problem(kind: type[BaseModel], item: dict[str, Any]) -> str:
-    location = [str(part) for part in item["loc"]]
-    where = ".".join(location)
-    if item["type"] == "extra_forbidden":
-        legal = _legal_keys(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], legal, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(legal))}"
-        return f"unknown key `{where}`; {hint}"
-    if item["type"] == "missing":
-        return f"`{where}` is required"
-    message = item["msg"].removeprefix("Value error, ")
-    return f"`{where}`: {message[0].lower() + message[1:]}, got {item['input']!r}"
+def _problems(kind: type[BaseModel], values: Mapping[str, Any], error: ValidationError) -> list[str]:
+    """Every mistake in words; the alternatives of one value (`auto` or a number) are joined."""
+    found: dict[str, list[str]] = {}
+    got: dict[str, str] = {}
+    for item in error.errors():
+        where = ".".join(_user_path(values, item["loc"], item["type"] in ("missing", "extra_forbidden")))
+        start = f"`{where}`" if where else ""
+        if item["type"] == "extra_forbidden":
+            found.setdefault(f"unknown key {start}; {_hint(kind, [str(part) for part in item['loc']])}", [])
+        elif item["type"] == "missing":
+            found.setdefault(f"{start} is required", [])
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found.setdefault(start, []).append(message[0].lower() + message[1:])
+            if not isinstance(item["input"], dict | list):  # a whole section says nothing about the mistake in it
+                got[start] = f", got {item['input']!r}"
+    return [
+        f"{start}{': ' if start and messages else ''}{' or '.join(messages)}{got.get(start, '')}"
+        for start, messages in found.items()
+    ]
+
+
+def _user_path(values: Any, location: Sequence[int | str], keep_last: bool) -> Iterator[str]:
+    """The part of pydantic's location that the user wrote, without tags of unions."""
+    for number, part in enumerate(location):
+        inside = part in values if isinstance(values, Mapping) else isinstance(values, list) and isinstance(part, int)
+        if inside:
+            values = values[part]
+        if inside or (keep_last and number == len(location) - 1):
+            yield str(part)
+
+
+def _hint(kind: type[BaseModel], location: Sequence[str]) -> str:
+    legal = _legal_keys(kind, location[:-1])
+    near = difflib.get_close_matches(location[-1], legal, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(legal)}"
 
 
 def _legal_keys(kind: type[BaseModel], location: Sequence[str]) -> list[str]:
@@ -142,14 +176,24 @@ def _describe(kind: type[BaseModel], indent: str) -> Iterator[str]:
     for key, field in kind.model_fields.items():
         default = field.get_default(call_default_factory=True) if not field.is_required() else None
         comment = f"  # {field.description}" if field.description else ""
+        models = _models(field.annotation)
         if isinstance(default, BaseModel):
             yield f"{indent}{key}:{comment}"
             yield from _describe(type(default), indent + "  ")
-        elif field.is_required():
-            yield f"{indent}{key}: null{comment or '  #'} (required)"
-        else:
+        elif not field.is_required():
             text = yaml.safe_dump(_plain(default), default_flow_style=True, width=1000).removesuffix("...\n").strip()
             yield f"{indent}{key}: {text}{comment}"
+        elif models and get_origin(field.annotation) is tuple:  # one example of each kind of item
+            yield f"{indent}{key}:{comment or '  #'} (required; a list, one item of each kind shown)"
+            for model in models:
+                first, *others = _describe(model, indent + "    ")
+                yield f"{indent}  - {first.lstrip()}"
+                yield from others
+        elif models:
+            yield f"{indent}{key}:{comment or '  #'} (required)"
+            yield from _describe(models[0], indent + "  ")
+        else:
+            yield f"{indent}{key}: null{comment or '  #'} (required)"
 
 
 def _plain(value: Any) -> Any:
