@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
         result: dict[str, Any] = handler(options)
     except UserError as error:
-        print(f"lejepa-med {options.verb}: {error}", file=sys.stderr)
+        sentence = str(error).removeprefix(f"{options.verb}: ")
+        print(f"lejepa-med {options.verb}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"lejepa-med {options.verb}: interrupted", file=sys.stderr)
