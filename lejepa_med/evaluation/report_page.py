@@ -24,7 +24,7 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1.2rem 0}a{color:var(--a
 figure{margin:1rem 0}figcaption{max-width:44rem;margin-top:.5rem}
 img{max-width:100%;height:auto;display:block}
 .panels{display:grid;gap:.8rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--least,17rem)),1fr))}
-.panels img{width:100%}
+.panels img{width:100%}.panels>div{max-width:34rem}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:.4rem 0;color:var(--ink)}
 .legend i{display:inline-block;width:1.5em;border-top:3px solid;vertical-align:.25em;margin-right:.45em}
 .legend i.control{border-top-style:dashed}.legend .off{color:var(--soft)}
