@@ -50,6 +50,8 @@ def prepare(
     archive = Archive.open(index_dir)
     rows, left_out = _chosen(archive.rows(), config)
     cache_store.write_settings(out, config.preprocess)
+    checksums = _checksums(out)
+    rows = rows.assign(known=[checksums.get(str(key), "") for key in rows["series_key"]])
     done: list[dict[str, Any]] = []
     batches = [rows.iloc[low : low + _BATCH] for low in range(0, len(rows), _BATCH)]
     jobs = (delayed(_prepare_batch)(archive, batch, out, config) for batch in batches)
@@ -94,6 +96,15 @@ def _chosen(rows: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, di
     return rows[reason == ""].reset_index(drop=True), left_out
 
 
+def _checksums(out: Path) -> dict[str, str]:
+    """Entry and SHA-256 of every series of an earlier `prepare` into the same cache."""
+    manifest = out / "manifest.parquet"
+    if not manifest.exists():
+        return {}
+    table = pd.read_parquet(manifest, columns=["series_key", "entry", "sha256"])
+    return dict(zip(table["series_key"], table["entry"] + " " + table["sha256"], strict=True))
+
+
 def _counts(words: pd.Series[Any]) -> dict[str, int]:
     return {str(word): int(count) for word, count in words.value_counts().items()}
 
@@ -102,13 +113,27 @@ def _prepare_batch(archive: Archive, rows: pd.DataFrame, out: Path, config: Prep
     return [_prepare_one(archive, row, out, config) for row in rows.to_dict("records")]
 
 
+def _is_whole(path: Path, entry: str, known: str) -> bool:
+    """Whether an entry is there and, where its checksum is known, as it was written; else it is made again."""
+    if not path.exists():
+        return False
+    known_entry, _, checksum = known.partition(" ")
+    if known_entry == entry:
+        return cache_store.file_digest(path) == checksum
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
+
+
 def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, config: PrepareConfig) -> dict[str, Any]:
     """A manifest row; `reason` is empty unless it failed. No message of another library is passed on."""
     key = str(row["series_key"])
     entry = cache_store.entry_name(key, archive.fingerprint(key), config.preprocess)
     path = cache_store.entry_path(out, entry)
     result = {name: row.get(name, "") for name in cache_store.COLUMNS} | {"entry": entry, "reason": ""}
-    reused = path.exists()
+    reused = _is_whole(path, entry, row["known"])
     if not reused:
         try:
             volume = archive.read(key)
