@@ -59,7 +59,7 @@ def _header(views: Tensor, kind: str) -> str:
     return f"{len(views)} {kind} view{'s' if len(views) > 1 else ''}, {size} {unit}"
 
 
-def _picture(view: Float[Tensor, channel * size], plane: Plane | None, sliced: bool) -> NDArray[np.uint8]:
+def _picture(view: Float[Tensor, " channel *size"], plane: Plane | None, sliced: bool) -> NDArray[np.uint8]:
     """One view as a picture; three channels are colours, of any other number the first is shown."""
     values = view.detach().float().cpu().numpy()
     picture = np.moveaxis(values, 0, -1) if len(values) == 3 else values[0]

@@ -83,7 +83,7 @@ def token_maps(backbone: Backbone, volumes: Sequence[CachedVolume]) -> list[Toke
     return maps
 
 
-def whole_image(volume: CachedVolume, spec: InferenceSpec) -> tuple[Float[Tensor, 1 * spatial], tuple[int, ...]]:
+def whole_image(volume: CachedVolume, spec: InferenceSpec) -> tuple[Float[Tensor, " 1 *spatial"], tuple[int, ...]]:
     """The volume at the backbone's pitch, padded to whole windows, and its size before that.
 
     For 2D backbones the middle slice of their plane.
@@ -124,7 +124,7 @@ def token_colours(maps: Sequence[TokenMap]) -> tuple[list[Array], tuple[float, f
     return colours, (float(shares[0]), float(shares[1]), float(shares[2]))
 
 
-def _factor(backbone: Backbone, image: Float[Tensor, 1 * spatial]) -> int:
+def _factor(backbone: Backbone, image: Float[Tensor, " 1 *spatial"]) -> int:
     """How much inputs are enlarged so that the token grid is worth looking at."""
     factor = 1
     while True:
@@ -136,7 +136,7 @@ def _factor(backbone: Backbone, image: Float[Tensor, 1 * spatial]) -> int:
         factor *= 2
 
 
-def _enlarged(image: Float[Tensor, 1 * spatial], factor: int) -> Float[Tensor, 1 * larger]:
+def _enlarged(image: Float[Tensor, " 1 *spatial"], factor: int) -> Float[Tensor, " 1 *larger"]:
     return image if factor == 1 else resize(image, [side * factor for side in image.shape[1:]])
 
 

@@ -28,10 +28,8 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 255, shape).astype(np.uint8)
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.tuples(*[st.integers(1, 40)] * 3), st.tuples(*[st.integers(4, 16)] * 3), st.sampled_from([0.0, 0.25, 0.5, 0.9])
-)
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(*[st.integers(1, 40)] * 3), st.tuples(*[st.integers(4, 16)] * 3), st.sampled_from([0.0, 0.25, 0.5]))
 def test_windows_cover_the_volume_and_hold_its_voxels(
     shape: tuple[int, ...], window: tuple[int, ...], overlap: float
 ) -> None:
