@@ -23,7 +23,7 @@ from lejepa_med.data import archive, preparing
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "pretrain"
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def hippocampus_labels(source: Path, file: Path) -> None:
@@ -53,7 +53,7 @@ SETS: dict[str, dict[str, Any]] = {
         "labels": hippocampus_labels,
         "person": "subject",
         "preprocess": {"spacing_mm": (1.0, 1.0, 1.0), "foreground": False},
-        "config": "hippocampus_cpu.yaml",
+        "config": "hippocampus.yaml",
         "tasks": [("anterior fraction", "anterior_fraction"), ("volume", "volume_mm3")],
         "control": {"kind": "shape", "name": "box shape", "intensity": False},
     },
@@ -63,7 +63,7 @@ SETS: dict[str, dict[str, Any]] = {
         "labels": open_ms_labels,
         "person": "patient",
         "preprocess": {"spacing_mm": (4.0, 4.0, 4.0)},
-        "config": "open_ms_cpu.yaml",
+        "config": "open_ms.yaml",
         "tasks": [("sequence", "sequence")],
         "control": {"kind": "shape", "name": "shape + intensity"},
     },

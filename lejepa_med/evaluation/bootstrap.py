@@ -17,6 +17,10 @@ from lejepa_med.evaluation.metrics import Array, Metric
 _VALUES_PER_CHUNK = 4_000_000
 
 
+MIN_PATIENTS = 10
+"""Test patients below which no interval is given."""
+
+
 @dataclass(frozen=True)
 class Interval:
     """A value with its 95 % interval."""
@@ -34,8 +38,13 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Mean metric over label seeds (`prediction`: one score array per seed) with its interval over patients."""
+    """Mean metric over label seeds (`prediction`: one score array per seed) with its interval over patients.
+
+    With fewer than `MIN_PATIENTS` patients the ends are NaN: so few cannot stand for others.
+    """
     value = _mean_over_seeds(truth, prediction, metric, np.ones((1, len(truth))))[0]
+    if len(set(groups)) < MIN_PATIENTS:
+        return Interval(float(value), float("nan"), float("nan"))
     sample = [_mean_over_seeds(truth, prediction, metric, w) for w in patient_draws(groups, draws, seed)]
     return _interval(float(value), np.concatenate(sample))
 
@@ -49,9 +58,11 @@ def paired_bootstrap(
     draws: int = 2000,
     seed: int = 0,
 ) -> Interval:
-    """Metric of a minus metric of b, on the same draws of patients."""
+    """Metric of a minus metric of b, on the same draws of patients; as `bootstrap` below `MIN_PATIENTS`."""
     ones = np.ones((1, len(truth)))
     value = _mean_over_seeds(truth, prediction_a, metric, ones) - _mean_over_seeds(truth, prediction_b, metric, ones)
+    if len(set(groups)) < MIN_PATIENTS:
+        return Interval(float(value[0]), float("nan"), float("nan"))
     sample = [
         _mean_over_seeds(truth, prediction_a, metric, w) - _mean_over_seeds(truth, prediction_b, metric, w)
         for w in patient_draws(groups, draws, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lejepa_med.evaluation.bootstrap import MIN_PATIENTS
 from lejepa_med.evaluation.report_data import (
     METHODS,
     METRICS,
@@ -121,7 +122,8 @@ def protocol_paragraphs(benchmark: Benchmark) -> list[str]:
         f"Patients, never scans, are split: about {share} of them (holdout seed {holdout.seed}) are only tested on, "
         "the same for every encoder. Label budgets count per class (regression: per quintile of the training targets) "
         "and include the labels used for validation; `all` is every training label. With one seed, larger budgets "
-        f"contain the smaller ones. Frozen budgets are drawn with {config.seeds} seeds, and `all` once.",
+        f"contain the smaller ones. Frozen budgets are drawn with {config.seeds} seeds, and `all` once. Intervals are "
+        f"bootstrapped over test patients; with fewer than {MIN_PATIENTS} of them none is given and nothing claimed.",
         "Frozen features are the last two blocks or stages, standardised on the training patients. The linear probe is "
         f"an L2-penalised logistic (regression: ridge) model; its inverse penalty is chosen from {penalties} by "
         f"cross-validation over patients, and fixed at {probe.preset_penalty:g} below five labels per class. "
@@ -168,17 +170,18 @@ def _labels_phrase(row: Row) -> str:
 
 def _amount(row: Row, absolute: bool) -> str:
     metric = row["metric"]
-    value, ends = row["difference"], (row["low"], row["high"])
+    value, low, high = row["difference"], row["low"], row["high"]
     if absolute and value < 0:
-        value, ends = -value, tuple(-end for end in reversed(ends))
+        value = -value
+        low, high = (None if end is None else -end for end in (high, low))
     points = " points" if metric in PERCENT else ""
-    interval = _interval(*ends, metric)
+    interval = _interval(low, high, metric)
     return f"{number(value, metric, sign=not absolute)}{points}{' (' + interval + ')' if absolute else ', ' + interval}"
 
 
 def _interval(low: float | None, high: float | None, metric: str) -> str:
     if low is None or high is None:
-        return "not computable"
+        return "none: too few test patients"
     return f"{number(low, metric)} to {number(high, metric)}"
 
 
