@@ -7,6 +7,7 @@ RUN/backbone.safetensors  and DONE, or STOPPED
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,6 +146,11 @@ def run_pretraining(
     progress: Progress | None = None,
 ) -> Run:
     """One run from a config to a run directory; nothing is written before data, weights and settings fit."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks > 1:
+        raise UserError(
+            f"pretrain: started on {ranks} ranks, but this version trains in one; start it without torchrun"
+        )
     _check_folder(out, config, resume)
     size = base_size(config, source)
     torch.manual_seed(config.seed)
