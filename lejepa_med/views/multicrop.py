@@ -18,7 +18,7 @@ from lejepa_med.views.geometry import Boxes, body_cells, draw_boxes
 from lejepa_med.views.intensity import Intensity, apply_intensity, draw_intensity
 
 _AIR_HU = -900.0
-_SAMPLES_PER_CHUNK = 4  # on a CPU: temporaries stay in its caches and below malloc's page-faulting sizes
+_CHUNK_BYTES = 2**23  # on a CPU: temporaries stay in its caches and below malloc's page-faulting sizes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class BatchedMultiCrop:
     ) -> Float[Tensor, "view sample channel *size"]:
         """One resampling per view, then intensity."""
         size = self.config.global_size if which == "global" else self.config.local_size
-        step = len(images) if images.is_cuda else _SAMPLES_PER_CHUNK
+        step = len(images) if images.is_cuda else max(1, _CHUNK_BYTES // (4 * images[0].numel()))
         views = images.new_empty((len(images), draw.boxes.start.shape[1], images.shape[1], *size), dtype=torch.float32)
         for low in range(0, len(images), step):
             rows = slice(low, low + step)
