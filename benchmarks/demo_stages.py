@@ -29,13 +29,13 @@ demo._write_configs(out, size, ())
 (out / "index").mkdir()
 (out / "index" / "salt").write_bytes(demo._SALT)
 (out / "index" / "salt").chmod(0o600)
-print(demo._SUBJECTS[size])
+print(demo._SUBJECTS[size], demo.ARCHIVE_SEED)
 """
 _ARCHIVE = """
 import sys
 from pathlib import Path
 from lejepa_med.data.synthetic import write_archive
-write_archive(Path(sys.argv[1]), subjects=int(sys.argv[2]))
+write_archive(Path(sys.argv[1]), subjects=int(sys.argv[2]), seed=int(sys.argv[3]))
 """
 
 
@@ -56,7 +56,7 @@ def main() -> int:
         print(f"demo_stages {out}: the folder is not empty; choose another --out, or remove it", file=sys.stderr)
         return 2
     settings = [sys.executable, "-c", _SETTINGS, str(out), options.size]
-    subjects = subprocess.run(settings, check=True, capture_output=True, text=True).stdout.strip()
+    subjects = subprocess.run(settings, check=True, capture_output=True, text=True).stdout.split()
     commands = _commands(out, subjects)
     rows = [measure(stage, command) for stage, command in commands.items()]
     print(table(rows, options.size))
@@ -70,12 +70,12 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _commands(out: Path, subjects: str) -> dict[str, list[str]]:
+def _commands(out: Path, subjects: list[str]) -> dict[str, list[str]]:
     """What runs, by stage; the same words as the demo prints."""
     configs = out / "configs"
     verb = [sys.executable, "-m", "lejepa_med"]
     return {
-        "archive": [sys.executable, "-c", _ARCHIVE, str(out / "archive"), subjects],
+        "archive": [sys.executable, "-c", _ARCHIVE, str(out / "archive"), *subjects],
         "index": [
             *(*verb, "index", str(out / "archive")),
             *("--out", str(out / "index"), "--config", str(configs / "index.yaml")),
