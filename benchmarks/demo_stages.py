@@ -1,6 +1,6 @@
 """Wall time, CPU time and peak memory of each stage of the demo, each in a process of its own.
 
-    python benchmarks/demo_stages.py --out /tmp/stages [--size smoke]
+    python benchmarks/demo_stages.py --out demo_stages [--size smoke]
 
 Runs the commands that `lejepa-med demo` names, with its settings, and prints a Markdown table. Peak memory is the
 largest resident set of one process of the stage (processes of a pool are not added up). This process imports nothing
