@@ -22,7 +22,7 @@ from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
 from lejepa_med.data.cache import Cache, CachedVolume
-from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, Source, StepDataset
+from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import read_any
@@ -158,24 +158,37 @@ def run_pretraining(
     if config.init_from is not None:
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
-    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
-    dataset = StepDataset(source, sampler, size, config.seed)
+    dataset, held_out = step_datasets(config, source, size)
     model = Pretrainer(backbone, config.projector)
     choose_device(config.train.device)
     out.mkdir(parents=True, exist_ok=True)
     draw_views(config, dataset, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(spec))
-    keys = pd.DataFrame({"series_key": source.keys, "patient_key": source.patients})
+    seen = dataset.source
+    keys = pd.DataFrame({"series_key": seen.keys, "patient_key": seen.patients})
     keys.to_csv(out / "pretraining_series.csv", index=False)
-    finished = train(model, dataset, config, out, resume=resume, progress=progress)
+    finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
-        reestimate_batchnorm(backbone, inference_batches(source, spec.inference, choose_device(config.train.device)))
-        provenance = {"patients": sampler.num_patients, "series": len(source.keys), "steps": config.train.steps}
+        reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, choose_device(config.train.device)))
+        provenance = {"patients": len(set(seen.patients)), "series": len(seen.keys), "steps": config.train.steps}
         save_backbone(out / "backbone.safetensors", backbone, None if own else config.model, spec, provenance)
     (out / ("DONE" if finished else "STOPPED")).touch()
     return Run(out, finished)
+
+
+def step_datasets(
+    config: PretrainConfig, source: Source, size: tuple[int, ...]
+) -> tuple[StepDataset, StepDataset | None]:
+    """Batches by step of the patients to train on, and of those kept aside for the held-out loss."""
+    seen, aside = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
+    trained = StepDataset(seen, StepSampler(seen.patients, config.train.batch_size, config.seed), size, config.seed)
+    if aside is None:
+        return trained, None
+    # Always the same batch size and seed, whatever the run's: held-out losses of runs are then comparable.
+    sampler = StepSampler(aside.patients, len(set(aside.patients)), seed=0)
+    return trained, StepDataset(aside, sampler, size, seed=0)
 
 
 def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:

@@ -30,6 +30,12 @@ class DataConfig(Frozen):
     modalities: tuple[str, ...] | None = Field(None, description="use only these, e.g. [mri]; null = all in the cache")
     sequences: tuple[str, ...] | None = Field(None, description="MRI: use only these, e.g. [t1, flair]; null = all")
     holdout: HoldoutConfig = HoldoutConfig()
+    monitor_fraction: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the other patients kept aside for the held-out loss (diagnostics, select); 0 = none",
+    )
     workers: int = Field(0, ge=0, description="loader processes; the batches are the same for any number")
 
 

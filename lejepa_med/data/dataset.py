@@ -5,7 +5,7 @@ A source says what there is (`len`, `patients`, `read`); `StepDataset` turns a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lejepa_med.data.cache import Cache
 from lejepa_med.data.sampler import StepSampler
+from lejepa_med.data.splits import is_monitored
 from lejepa_med.errors import DataError
 from lejepa_med.randomness import generator
 
@@ -102,6 +103,26 @@ class ListSource:
     def read(self, index: int, draw: torch.Generator) -> Item:
         del draw
         return self.items[index]
+
+
+class Subset:
+    """Some items of another source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]) -> None:
+        self.source, self.indices = source, list(indices)
+        self.patients = [source.patients[index] for index in self.indices]
+        self.keys = [source.keys[index] for index in self.indices]
+
+    def read(self, index: int, draw: torch.Generator) -> Item:
+        return self.source.read(self.indices[index], draw)
+
+
+def split_monitored(source: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
+    """What to train on, and the patients kept aside for the held-out loss (None: too few, or none asked for)."""
+    monitored = is_monitored(source.patients, fraction, seed)
+    if not monitored.any():
+        return source, None
+    return Subset(source, np.flatnonzero(~monitored).tolist()), Subset(source, np.flatnonzero(monitored).tolist())
 
 
 @dataclass(frozen=True)

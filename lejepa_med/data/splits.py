@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,20 @@ def is_held_out(patient_keys: Iterable[str], test_fraction: float, seed: int) ->
     return np.array([_uniform(key, seed) < test_fraction for key in patient_keys], dtype=bool)
 
 
-def _uniform(key: str, seed: int) -> float:
-    digest = hashlib.sha256(f"holdout {seed} {key}".encode()).digest()
+MIN_MONITORED = 8
+"""With fewer patients than this a held-out loss says nothing, so none is kept aside."""
+
+
+def is_monitored(patient_keys: Sequence[str], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """True for patients kept aside from pretraining to measure its loss on; nobody, if they were under 8 patients.
+
+    Independent of `is_held_out`: of the patients that are not tested on, this share is monitored.
+    """
+    chosen = np.array([_uniform(key, seed, "monitor") < fraction for key in patient_keys], dtype=bool)
+    patients = {key for key, monitored in zip(patient_keys, chosen, strict=True) if monitored}
+    return chosen if MIN_MONITORED <= len(patients) < len(set(patient_keys)) else np.zeros_like(chosen)
+
+
+def _uniform(key: str, seed: int, purpose: str = "holdout") -> float:
+    digest = hashlib.sha256(f"{purpose} {seed} {key}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

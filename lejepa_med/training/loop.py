@@ -53,6 +53,7 @@ def train(
     config: PretrainConfig,
     run: Path,
     *,
+    held_out: StepDataset | None = None,
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> bool:
