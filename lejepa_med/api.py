@@ -21,13 +21,13 @@ from lejepa_med.backbones import Backbone, build
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
-from lejepa_med.data.cache import Cache, CachedVolume
-from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
+from lejepa_med.data.cache import CachedVolume
+from lejepa_med.data.dataset import DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.sampler import StepSampler
-from lejepa_med.data.splits import is_held_out
+from lejepa_med.data.training_source import base_size, cache_source
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
@@ -102,15 +102,8 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
 def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSpec | None]:
     """Training items and how they were prepared (None: elsewhere); test patients of a cache are left out."""
     if data is None or isinstance(data, str | Path):
-        if config.data.cache is None:
-            raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
-        cache = Cache.open(config.data.cache)
-        table = cache.select(config.data.modalities, config.data.sequences)
-        held_out = is_held_out(table["patient_key"], config.data.holdout.test_fraction, config.data.holdout.seed)
-        if held_out.all():
-            raise DataError(f"cache {cache.folder}: every patient is held out; lower data.holdout.test_fraction")
-        plane = config.data.plane if config.data.kind == "slices" else None
-        return CacheSource(cache, table[~held_out].reset_index(drop=True), plane), cache.preprocess
+        source = cache_source(config)
+        return source, source.cache.preprocess
     preprocess = PreprocessSpec()
     if isinstance(data, Sequence):
         return ListSource(_read_all(data, config.data.modalities, preprocess)), preprocess
@@ -220,18 +213,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
     return found
 
 
-def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
-    """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item (images, datasets).
-
-    A list of scans that are all smaller: the largest extent along each axis.
-    """
-    item = source.read(0, generator("first"))
-    if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
-        return tuple(item.array.shape[1:])
-    size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
-    return tuple(map(min, size, source.largest)) if isinstance(source, ListSource) else size
-
-
 def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:
     """One window of the size of a global view over a region of the size of a base crop."""
     item = source.read(0, generator("first"))
@@ -244,14 +225,20 @@ def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Sou
 def inference_batches(
     source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64
 ) -> list[torch.Tensor]:
-    """Training items as the backbone will see them at inference, in batches of 16 windows."""
+    """Training items as the backbone will see them at inference, in even batches of at most 16 windows.
+
+    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch.
+    """
     images = []
     for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
         item = source.read(number, generator("inference", number))
         modality = "ct" if item.is_ct else "mri"
         spacing = item.spacing_mm
         images.append(windows(CachedVolume(item.key, "", modality, item.array[0], spacing), spec).images)
-    return [batch.to(device) for batch in torch.split(torch.cat(images), 16)]
+    together = torch.cat(images)
+    if len(together) < 2:
+        return []
+    return [batch.to(device) for batch in torch.tensor_split(together, -(-len(together) // 16))]
 
 
 def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples: int = 6) -> None:

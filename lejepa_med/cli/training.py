@@ -10,6 +10,7 @@ from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.data.sampler import StepSampler
+from lejepa_med.data.training_source import base_size
 
 
 def views(options: argparse.Namespace) -> dict[str, Any]:
@@ -17,7 +18,7 @@ def views(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(PretrainConfig, options.config, options.overrides)
     source, _ = api.open_source(None, config)
     sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
-    dataset = StepDataset(source, sampler, api.base_size(config, source), config.seed)
+    dataset = StepDataset(source, sampler, base_size(config, source), config.seed)
     api.draw_views(config, dataset, options.out)
     return {"picture": options.out}
 

@@ -1,0 +1,40 @@
+"""Which items of a cache a pretraining config reads, and how large the base crops are that it cuts from them."""
+
+from __future__ import annotations
+
+from lejepa_med.config import PretrainConfig
+from lejepa_med.data.cache import Cache
+from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Source
+from lejepa_med.data.splits import is_held_out
+from lejepa_med.errors import ConfigError, DataError
+from lejepa_med.randomness import generator
+
+
+def cache_source(config: PretrainConfig) -> CacheSource:
+    """Volumes, slices or images of `data.cache`; test patients are left out.
+
+    Raises:
+        ConfigError: the config names no cache.
+        DataError: there is no such cache, or it has no patient to train on.
+    """
+    if config.data.cache is None:
+        raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
+    cache = Cache.open(config.data.cache)
+    table = cache.select(config.data.modalities, config.data.sequences)
+    held_out = is_held_out(table["patient_key"], config.data.holdout.test_fraction, config.data.holdout.seed)
+    if held_out.all():
+        raise DataError(f"cache {cache.folder}: every patient is held out; lower data.holdout.test_fraction")
+    plane = config.data.plane if config.data.kind == "slices" else None
+    return CacheSource(cache, table[~held_out].reset_index(drop=True), plane)
+
+
+def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
+    """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item (images, datasets).
+
+    A list of scans that are all smaller: the largest extent along each axis.
+    """
+    item = source.read(0, generator("first"))
+    if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
+        return tuple(item.array.shape[1:])
+    size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
+    return tuple(map(min, size, source.largest)) if isinstance(source, ListSource) else size
