@@ -28,6 +28,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "cache": ("archive", "verify or describe a cache"),
     "views": ("training", "contact sheet of the views that a config makes"),
     "pretrain": ("training", "pretrain a backbone with LeJEPA"),
+    "select": ("selection", "rank runs without labels; with probe results, how well the loss predicts them"),
     "embed": ("evaluation", "embeddings of scans"),
     "probe": ("evaluation", "one frozen evaluation: linear and k-NN"),
     "finetune": ("evaluation", "one fine-tuning"),
@@ -38,7 +39,7 @@ _VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-_CONFIGURED = ("demo", "index", "convert", "prepare", "views", "pretrain", "probe", "finetune", "benchmark")
+_CONFIGURED = ("demo", "index", "convert", "prepare", "views", "pretrain", "probe", "finetune", "benchmark", "select")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,6 +149,16 @@ def _pretrain(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
 
 
+def _select(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories that are finished")
+    sub.add_argument("--out", type=Path, help="folder for selection.csv, .json, .md and .png (default: print only)")
+    sub.add_argument(
+        "--results", nargs="+", type=Path, default=[], metavar="PATH",
+        help="probe or benchmark folders, result.json files, or CSV with `run, score`; RUN/probe*/ is found by itself",
+    )  # fmt: skip
+    sub.add_argument("--config", type=Path)
+
+
 def _benchmark(sub: argparse.ArgumentParser) -> None:
     _configured(sub)
     sub.add_argument("--dry-run", action="store_true", help="print the grid and stop")
@@ -172,7 +183,7 @@ def _export(sub: argparse.ArgumentParser) -> None:
 
 
 def _config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("kind", choices=("index", "prepare", "pretrain", "probe", "finetune", "benchmark"))
+    sub.add_argument("kind", choices=("index", "prepare", "pretrain", "probe", "finetune", "benchmark", "select"))
 
 
 _ARGUMENTS = {
@@ -184,6 +195,7 @@ _ARGUMENTS = {
     "cache": _cache,
     "views": _configured,
     "pretrain": _pretrain,
+    "select": _select,
     "embed": _embed,
     "probe": _configured,
     "finetune": _configured,

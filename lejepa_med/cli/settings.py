@@ -15,6 +15,7 @@ KINDS: dict[str, type[Frozen]] = {
     "probe": kinds.ProbeConfig,
     "finetune": kinds.FinetuneConfig,
     "benchmark": kinds.BenchmarkConfig,
+    "select": kinds.SelectConfig,
 }
 
 

@@ -12,6 +12,7 @@ from lejepa_med.config.pretraining import (
     ProjectorConfig,
     ViewsConfig,
 )
+from lejepa_med.config.selection import SelectConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.spec import Frozen
 
@@ -28,6 +29,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ProjectorConfig",
+    "SelectConfig",
     "ViewsConfig",
     "describe",
     "dump_yaml",
