@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from monai.networks.nets.resnet import ResNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from lejepa_med.backbones.protocol import Backbone
 
@@ -30,8 +30,9 @@ class ResNet3d(Backbone):
             no_max_pool=not stem_pool,
             widen_factor=width,
             feed_forward=False,
-            norm="batch" if norm == "batch" else ("group", {"num_groups": 8}),
         )
+        if norm == "group":
+            _group_instead_of_batch(self.net)
         self.dim = self.token_dim = int(512 * width) * (4 if block == "bottleneck" else 1)
         self.spatial_dims, self.in_channels = 3, in_channels
 
@@ -63,6 +64,13 @@ class ResNet3d(Backbone):
         self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
     ) -> list[Float[Tensor, "batch _"]]:
         return [stage.flatten(2).mean(-1) for stage in self.stages(images)[-last:]]
+
+
+def _group_instead_of_batch(net: nn.Module) -> None:
+    """GroupNorm (Wu & He 2018), 8 groups, in the blocks too, where MONAI's `norm` leaves BatchNorm."""
+    for name, module in list(net.named_modules()):
+        if isinstance(module, nn.BatchNorm3d):
+            net.set_submodule(name, nn.GroupNorm(8, module.num_features))
 
 
 def _bf16_is_wrong_here(x: Tensor) -> bool:

@@ -188,6 +188,19 @@ def test_layernorm_backbones_get_a_batchnorm_before_the_projector(name: str, nor
     assert sum(isinstance(module, nn.BatchNorm1d) for module in model.projector.modules()) == norms
 
 
+@pytest.mark.parametrize("depth", [10, 18, 50])
+def test_group_leaves_no_batchnorm(depth: int) -> None:
+    """Nor anything else that mixes samples: a scan's embedding does not depend on its neighbours in the batch."""
+    config = ModelConfig(name=f"resnet{depth}_3d", width=0.125, stem_pool=False, norm="group")
+    backbone, images = build(config).train(), rand(3, 1, 32, 32, 32)
+    batch = build(config.model_copy(update={"norm": "batch"}))
+    convolutions = [[m.weight.shape for m in b.modules() if isinstance(m, nn.Conv3d)] for b in (backbone, batch)]
+    assert convolutions[0] == convolutions[1]
+    assert not any("running" in key for key in backbone.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(images)[1:2], backbone(images[1:2]), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_projector_has_the_layers_asked_for(layers: int) -> None:
     projector = build_projector(8, 16, 4, layers, normalise_input=False)
