@@ -152,7 +152,7 @@ def run_pretraining(
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     dataset, held_out = step_datasets(config, source, size)
-    model = Pretrainer(backbone, config.projector)
+    model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     choose_device(config.train.device)
     out.mkdir(parents=True, exist_ok=True)
     draw_views(config, dataset, out / "views.png")

@@ -1,4 +1,4 @@
-"""The one collective of the product: a mean over all samples of all ranks that autograd can go through."""
+"""The collectives of the product: a mean over all samples of all ranks that autograd can go through, and counts."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ def mean_over_ranks(total: Tensor, count: int) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return total / count
-    counts = torch.tensor(float(count), device=total.device, dtype=torch.float32)
-    dist.all_reduce(counts)
     summed: Tensor = _SumOverRanks.apply(total)
-    return summed / counts
+    return summed / count_over_ranks(count, total.device)
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -37,6 +35,19 @@ class _SumOverRanks(torch.autograd.Function):
         return gradient
 
 
+def num_ranks() -> int:
+    """How many processes train together; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def count_over_ranks(count: int, device: torch.device) -> Tensor:
+    """The sum of a count over all ranks, float32, left on `device`: nothing waits for the host."""
+    counts = torch.tensor(float(count), device=device, dtype=torch.float32)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
+
+
 def total_over_ranks(count: int, device: torch.device) -> int:
     """The sum of a count over all ranks; `device` is where the ranks talk (NCCL: their GPU)."""
     if not (dist.is_available() and dist.is_initialized()):
@@ -44,3 +55,12 @@ def total_over_ranks(count: int, device: torch.device) -> int:
     total = torch.tensor(count, device=device)
     dist.all_reduce(total)
     return int(total)
+
+
+def largest_over_ranks(count: int, device: torch.device) -> int:
+    """The largest of the ranks' counts."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return count
+    largest = torch.tensor(count, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)

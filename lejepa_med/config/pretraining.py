@@ -135,6 +135,9 @@ class OptimConfig(Frozen):
 class TrainConfig(Frozen):
     steps: int = Field(3000, gt=0, description="optimizer steps; small sets need at least some 3,000")
     batch_size: int = Field(64, ge=2, description="samples of one step over all ranks")
+    micro_batch: int | None = Field(
+        None, ge=1, description="samples per backbone pass of one rank, if memory is short; null = all at once"
+    )
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     checkpoint_every: int = Field(500, gt=0, description="steps")
