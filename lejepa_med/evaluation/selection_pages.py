@@ -21,6 +21,7 @@ import pandas as pd
 from lejepa_med.config import SelectConfig, dump_yaml
 from lejepa_med.config.selection import PAPER_ALPHA
 from lejepa_med.data.cache import write_atomically
+from lejepa_med.evaluation.report_data import METRICS
 from lejepa_med.evaluation.selection import Agreement, Ranked, Selection
 from lejepa_med.evaluation.selection_runs import RunScore
 from lejepa_med.evaluation.selection_statistics import MIN_GROUP, Correlation
@@ -29,9 +30,9 @@ from lejepa_med.viz.style import save_figure
 
 _COLUMNS = {
     "rank": "rank", "run": "run", "lam": "lam", "steps": "steps", "prediction": "prediction", "sigreg": "sigreg",
-    "total": "total", "total_sd": "sd of draws", "alpha": "alpha", "score": "score", "train_total": "training loss",
+    "total": "total", "total_sd": "sd of draws", "alpha": "alpha", "score": "score",
+    "score_paper": f"at alpha {PAPER_ALPHA}", "train_total": "training loss",
 }  # fmt: skip
-_LABELS = {"r2": "R²", "balanced_accuracy": "balanced accuracy", "score": "result"}
 Table = list[list[str]]
 
 
@@ -69,7 +70,8 @@ def as_json(selection: Selection) -> dict[str, Any]:
 def _row(place: int, item: Ranked) -> dict[str, Any]:
     row = item.row
     numbers = {"prediction": row.prediction, "sigreg": row.sigreg, "total": row.total, "total_sd": row.total_sd}
-    numbers |= {"alpha": item.alpha, "score": item.score, "train_total": row.train_total}
+    numbers |= {"alpha": item.alpha, "score": item.score}
+    numbers |= {"score_paper": row.total / row.lam**PAPER_ALPHA, "train_total": row.train_total}
     start = {"rank": place, "run": row.name, "lam": row.lam, "steps": row.steps}
     return start | {name: _number(value) for name, value in numbers.items()} | {"not_scored": ""}
 
@@ -133,8 +135,8 @@ def protocol_sentence(selection: Selection) -> str:
     origin = "as given" if config.views is not None else "geometry of the first run, default intensities"
     return (
         f"Scored on {selection.samples} of {selection.held_out_patients} held-out patients per draw, {config.draws} "
-        f"draws, seed {config.seed}; views: {' and '.join(sizes)} from {crop} ({origin}); "
-        f"{config.num_slices} directions."
+        f"draw{'s' if config.draws > 1 else ''}, seed {config.seed}; {config.num_slices} directions; "
+        f"views: {' and '.join(sizes)} from {crop} ({origin})."
     )
 
 
@@ -152,7 +154,7 @@ def closing_sentence(selection: Selection) -> str:
         )
     return (
         "score = total / lam^alpha, lower is better. Each run has the alpha that the probe results of the other runs "
-        "prefer, and is ranked among all runs under it: scores of rows with different alpha do not compare."
+        "prefer, and is ranked among all runs under it; scores compare within one alpha only."
     )
 
 
@@ -244,4 +246,4 @@ def _panel(agreement: Agreement, alpha: float) -> Panel:
     outcome = agreement.outcome
     title = f"{outcome.title}\nSpearman {_correlation_cell(shown)} at alpha {alpha:g}"
     title += f"\n{_correlation_cell(left_out)} with alpha of other runs"
-    return Panel(title, _LABELS.get(outcome.metric, outcome.metric), outcome.values)
+    return Panel(title, METRICS.get(outcome.metric, outcome.metric), outcome.values)

@@ -18,6 +18,7 @@ import pandas as pd
 
 from lejepa_med.config import BenchmarkConfig, SelectConfig, load_config
 from lejepa_med.errors import DataError
+from lejepa_med.evaluation.report_data import METRICS
 from lejepa_med.evaluation.selection_runs import RunScore
 
 
@@ -34,7 +35,8 @@ class Outcome:
 
     @property
     def title(self) -> str:
-        parts = [self.method, self.metric, f"{self.budget} labels" if self.budget else ""]
+        labels = {"": "", "all": "all labels"}.get(self.budget, f"{self.budget} labels per class")
+        parts = [self.method, METRICS.get(self.metric, self.metric), labels]
         inner = ", ".join(part for part in parts if part)
         return f"{self.task} ({inner})" if inner else self.task
 

@@ -28,7 +28,7 @@ class RunPoint:
 
 @dataclass(frozen=True)
 class Panel:
-    """One outcome: `values` by run name, and the lines above the chart."""
+    """One outcome: the lines above the chart, the name of the result with its unit, and `values` by run name."""
 
     title: str
     y_label: str
@@ -46,7 +46,7 @@ def ranking_figure(points: Sequence[RunPoint], x_label: str) -> Figure:
         axes.plot(point.score, line, "o", color=BLUE, markersize=5)
     left_out = len(points) - len(shown)
     title = "Runs by their held-out loss, best first" + (f" ({left_out} more not drawn)" if left_out else "")
-    tidy(axes, title, x_label, "")
+    tidy(axes, title, f"{x_label} (bar: standard deviation over draws)", "")
     axes.set_yticks(range(len(shown)), [f"{p.name}   λ {p.lam:.3g}, {p.steps:,} steps" for p in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     return figure

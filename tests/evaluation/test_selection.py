@@ -226,10 +226,10 @@ def test_results_are_found_in_runs_files_and_tables(copied: Callable[..., Path],
     one = FAST.model_copy(update={"draws": 1})
     found = select_runs(paths, one, [apart, table])
     outcomes = {agreement.outcome.title: agreement.outcome.values for agreement in found.agreements}
-    assert outcomes["grade (linear, r2, all labels)"] == pytest.approx(
+    assert outcomes["grade (linear, R², all labels)"] == pytest.approx(
         {"run0": 0, "run1": 0.1, "run2": 0.2, "run3": 0.7}
     )
-    assert outcomes["grade (knn, r2, all labels)"] == {"run0": 0.2, "run1": 0.2, "run2": 0.2}
+    assert outcomes["grade (knn, R², all labels)"] == {"run0": 0.2, "run1": 0.2, "run2": 0.2}
     assert outcomes["radiologist (score)"] == {"run0": 1.0, "run1": 2.0}
     assert len(outcomes) == 3
     text = plain_text(found)
