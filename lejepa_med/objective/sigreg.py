@@ -8,14 +8,13 @@ by the trapezoid rule on `num_knots` knots over [0, t_max], doubled by symmetry.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lejepa_med.distributed import mean_over_ranks, total_over_ranks
+from lejepa_med.objective.characteristic import Path, characteristic_sums
 from lejepa_med.randomness import generator
 
 GAUSSIAN_REFERENCE = 1.05246
@@ -23,65 +22,34 @@ GAUSSIAN_REFERENCE = 1.05246
 
 
 def epps_pulley(
-    projections: Float[Tensor, "*batch sample slice"], num_knots: int = 17, t_max: float = 3.0
+    projections: Float[Tensor, "*batch sample slice"], num_knots: int = 17, t_max: float = 3.0, path: Path = "auto"
 ) -> Float[Tensor, "*batch slice"]:
     """The statistic T of every slice. With many ranks the samples of all ranks count, and every rank has the result.
 
-    Computed in float32 whatever the autocast state. Memory is O(sample x slice), not times knots.
+    Computed in float32 (float64 if that is given) whatever the autocast state. Memory is O(sample x slice), not times
+    knots. `path` chooses how the sums are computed (see `characteristic`), not what they are: all agree to rounding.
+    Raises ConfigError where the chosen path cannot run.
     """
     with torch.autocast(projections.device.type, enabled=False):
         x = projections.to(torch.float64 if projections.dtype == torch.float64 else torch.float32)
         step = t_max / (num_knots - 1)
-        sums = _CharacteristicSums.apply(x, num_knots, step)
+        sums = characteristic_sums(x, num_knots, step, path)
         mean = mean_over_ranks(sums, x.shape[-2])  # [2, knot, *batch, slice]: real and imaginary part of phi
         knots = torch.arange(num_knots, device=x.device, dtype=x.dtype) * step
         gauss = torch.exp(-(knots**2) / 2)
         weights = 2 * step * gauss
         weights[0] /= 2
         weights[-1] /= 2
-        shape = (num_knots,) + (1,) * (x.ndim - 1)
-        distance = (mean[0] - gauss.view(shape)) ** 2 + mean[1] ** 2
-        statistic: Tensor = total_over_ranks(x.shape[-2], x.device) * (weights.view(shape) * distance).sum(0)
+        target = torch.stack((gauss, torch.zeros_like(gauss))).view(2, num_knots, *(1,) * (x.ndim - 1))
+        integral = (weights.view(target.shape[1:]) * (mean - target).square()).sum((0, 1))
+        statistic: Tensor = total_over_ranks(x.shape[-2], x.device) * integral
         return statistic
-
-
-class _CharacteristicSums(torch.autograd.Function):
-    """sum_n cos(t_k x_n) and sum_n sin(t_k x_n) at t_k = k * step: one sincos, then the Chebyshev recurrence
-    cos((k+1)a) = 2 cos(a) cos(ka) - cos((k-1)a); recomputed in backward instead of stored."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, num_knots: int, step: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.num_knots, ctx.step = num_knots, step
-        sums = x.new_empty(2, num_knots, *x.shape[:-2], x.shape[-1])
-        for knot, (cosine, sine) in enumerate(_harmonics(x, num_knots, step)):
-            sums[0, knot], sums[1, knot] = cosine.sum(-2), sine.sum(-2)
-        return sums
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        real, imaginary = gradients[0].unsqueeze(-2).unbind(0)
-        result = torch.zeros_like(x)
-        for knot, (cosine, sine) in enumerate(_harmonics(x, ctx.num_knots, ctx.step)):
-            frequency = knot * ctx.step
-            result.addcmul_(cosine, frequency * imaginary[knot]).addcmul_(sine, -frequency * real[knot])
-        return result, None, None
-
-
-def _harmonics(x: Tensor, num_knots: int, step: float) -> Iterator[tuple[Tensor, Tensor]]:
-    """cos(k step x), sin(k step x) for k = 0, 1, ..."""
-    base_cosine, base_sine = torch.cos(step * x), torch.sin(step * x)
-    cosine, sine = torch.ones_like(x), torch.zeros_like(x)
-    for _ in range(num_knots):
-        yield cosine, sine
-        cosine, sine = cosine * base_cosine - sine * base_sine, sine * base_cosine + cosine * base_sine
 
 
 def random_directions(dim: int, num_slices: int, seed: int, step: int) -> Float[Tensor, "dim slice"]:
     """Directions uniform on the sphere, a function of (seed, step): the same on every rank and device."""
     directions = torch.randn(dim, num_slices, generator=generator("directions", seed, step))
-    unit: Tensor = directions / directions.norm(dim=0, keepdim=True)
+    unit: Tensor = directions / directions.square().sum(0).sqrt()  # ten times faster than norm(dim=0)
     return unit
 
 
@@ -91,15 +59,17 @@ class SIGReg(nn.Module):
     The statistic is computed per view and averaged over views, the paper's definition.
     """
 
-    def __init__(self, num_slices: int = 1024, num_knots: int = 17, t_max: float = 3.0, seed: int = 0) -> None:
+    def __init__(
+        self, num_slices: int = 1024, num_knots: int = 17, t_max: float = 3.0, seed: int = 0, path: Path = "auto"
+    ) -> None:
         super().__init__()
-        self.num_slices, self.num_knots, self.t_max, self.seed = num_slices, num_knots, t_max, seed
+        self.num_slices, self.num_knots, self.t_max, self.seed, self.path = num_slices, num_knots, t_max, seed, path
 
     def forward(self, embeddings: Float[Tensor, "view sample dim"], step: int = 0) -> Float[Tensor, ""]:
         with torch.autocast(embeddings.device.type, enabled=False):
             directions = random_directions(embeddings.shape[-1], self.num_slices, self.seed, step)
             projections = embeddings.float() @ directions.to(embeddings.device)
-            return epps_pulley(projections, self.num_knots, self.t_max).mean()
+            return epps_pulley(projections, self.num_knots, self.t_max, self.path).mean()
 
     def reference(self) -> float:
         """E[SIGReg] for independent N(0, 1) samples at any N, with these knots: N E|phi - g|^2 = 1 - g^2."""

@@ -1,0 +1,111 @@
+"""Which kernel sums the empirical characteristic function, and autograd through it: recomputed, not stored.
+
+    eager     plain PyTorch, everywhere                       eager_kernel
+    compiled  C++ for the CPU, needs a C++ compiler           cpp_kernel
+    triton    CUDA, needs triton                              triton_kernel
+`auto`: CUDA takes triton if it can be imported, else eager (a choice still to be confirmed by a measurement on a GPU).
+The CPU takes compiled from `COMPILED_FROM` projections on and where a compiler works, else eager. The choice depends on
+the shape and the machine only, so that a resumed run repeats an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from functools import cache
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lejepa_med.errors import ConfigError
+from lejepa_med.objective import eager_kernel
+
+Path = Literal["auto", "eager", "compiled", "triton"]
+
+COMPILED_FROM = 2**16
+"""views x samples x slices. Below, a step gains less than 2 ms, and the second of compiling takes 500 steps to pay."""
+
+_log = logging.getLogger(__name__)
+
+
+def characteristic_sums(x: Tensor, num_knots: int, step: float, path: Path = "auto") -> Tensor:
+    """sum_n cos(t_k x_n) and sum_n sin(t_k x_n) at t_k = k step: `[*batch, n, slice]` -> `[2, knot, *batch, slice]`.
+
+    Raises ConfigError where a path other than `auto` cannot run.
+    """
+    flat = x.reshape(-1, *x.shape[-2:]).contiguous()
+    sums: Tensor = _Sums.apply(flat, num_knots, step, _kernel(path, flat))
+    return sums.view(2, num_knots, *x.shape[:-2], x.shape[-1])
+
+
+class _Sums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num_knots: int, step: float, kernel: ModuleType) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.step, ctx.kernel = step, kernel
+        sums: Tensor = kernel.sums(x, num_knots, step)
+        return sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.kernel.gradient(x, upstream.contiguous(), ctx.step), None, None, None
+
+
+def _kernel(path: Path, x: Tensor) -> ModuleType:
+    """The kernel that `path` means for these projections."""
+    if path == "auto":
+        return _automatic(x)
+    if path == "eager":
+        return eager_kernel
+    kernel = _compiled() if path == "compiled" else _triton()
+    if isinstance(kernel, str):
+        raise ConfigError(f"objective path {path}: {kernel}; choose auto or eager")
+    here, wanted = x.device.type, "cpu" if path == "compiled" else "cuda"
+    if here != wanted and not (path == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ConfigError(f"objective path {path} runs on {wanted}, the embeddings are on {here}; choose auto or eager")
+    return kernel
+
+
+def _automatic(x: Tensor) -> ModuleType:
+    if x.device.type == "cuda":
+        kernel = _triton()
+    elif x.device.type == "cpu" and x.numel() >= COMPILED_FROM:
+        kernel = _compiled()
+    else:
+        return eager_kernel
+    if isinstance(kernel, str):
+        _warn_once(kernel)
+        return eager_kernel
+    return kernel
+
+
+@cache
+def _compiled() -> ModuleType | str:
+    """The C++ kernel, compiled, or why there is none."""
+    from lejepa_med.objective import cpp_kernel
+
+    try:
+        cpp_kernel.library()
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        return f"no C++ compiler works here ({type(error).__name__})"
+    return cpp_kernel
+
+
+@cache
+def _triton() -> ModuleType | str:
+    """The Triton kernel, or why there is none."""
+    try:
+        from lejepa_med.objective import triton_kernel
+    except ImportError:
+        return "triton is not installed"
+    return triton_kernel
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    _log.warning("SIGReg runs on its slower path: %s", reason)
