@@ -30,6 +30,8 @@ MIN_RUNS = 6
 MIN_GROUP = 3
 """Runs of one length below which they say nothing about order within it."""
 DRAWS = 2000
+MIN_DEFINED = 0.95
+"""Share of draws that must have a correlation: the others' ends would speak of a chosen part of all draws."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,9 @@ def _with_interval(statistic: Statistic, number: int, lengths: Sequence[int] | N
     with threadpool_limits(limits=1, user_api="blas"):  # products this small only wait for each other
         sample = statistic(_draws_of_runs(groups), kept, groups)
     usable = sample[np.isfinite(sample)]
-    if not len(usable):
-        return Correlation(value, nothing, nothing, len(kept), "no interval: too few runs differ")
+    if len(usable) < MIN_DEFINED * DRAWS:
+        note = "no interval: so few of these runs differ that many draws of them have no correlation"
+        return Correlation(value, nothing, nothing, len(kept), note)
     low, high = np.quantile(usable, [0.025, 0.975])
     return Correlation(value, float(low), float(high), len(kept))
 

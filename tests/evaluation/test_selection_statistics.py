@@ -59,6 +59,8 @@ def test_few_runs_have_no_interval_and_say_why() -> None:
     assert "5 runs are too few" in five.note and "6 are needed" in five.note
     two = correlate(np.arange(2.0), np.arange(2.0))
     assert math.isnan(two.value) and "fewer than 3 runs" in two.note
+    lonely = correlate(np.array([0.0] * 6 + [1.0]), np.arange(7.0))  # 34 % of the draws miss the only other run
+    assert lonely.value > 0.6 and math.isnan(lonely.low) and "so few of these runs differ" in lonely.note
     same = correlate(np.ones(8), np.arange(8.0))
     assert math.isnan(same.value) and "does not differ" in same.note
 
