@@ -31,6 +31,8 @@ from lejepa_med.data.training_source import base_size, cache_source
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
+from lejepa_med.training.advice import Advice, advise
+from lejepa_med.training.log import read_log
 from lejepa_med.training.loop import choose_device, train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.views import BatchedMultiCrop
@@ -51,6 +53,11 @@ class Run:
         """The trained backbone, in evaluation mode."""
         return load_backbone(self.path)
 
+    def advice(self) -> list[Advice]:
+        """What still holds at the last line of diagnostics.jsonl, each with a code and one sentence."""
+        config = load_config(PretrainConfig, self.path / "config.yaml")
+        return advise(read_log(self.path, "diagnostics"), config)
+
 
 def pretrain(
     data: Any = None,
@@ -59,6 +66,7 @@ def pretrain(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> Run:
     """Pretrains a backbone with LeJEPA and leaves a run directory in `out`.
@@ -69,6 +77,7 @@ def pretrain(
     sections (`train={"steps": 100}`) or dotted; those of the sections `data` and `model` are always dotted
     (`**{"model.width": 0.5}`). NIfTI files of a list are MRI unless `**{"data.modalities": ["ct"]}` says otherwise.
     A torch dataset brings arrays of unknown spacing: its backbone takes arrays too (`backbone(images)`), not files.
+    `warn=print` shows what the diagnostics advise while it trains; `run.advice()` is what holds at the end.
 
     Example:
         >>> run = lejepa_med.pretrain("cache", "resnet18_3d", "runs/a", train={"steps": 5000})  # doctest: +SKIP
@@ -86,7 +95,7 @@ def pretrain(
     config = validate(PretrainConfig, values, "settings")
     own = model if isinstance(model, Backbone) else None
     source, preprocess = open_source(data, config)
-    return run_pretraining(config, source, preprocess, Path(out), own=own, resume=resume, progress=progress)
+    return run_pretraining(config, source, preprocess, Path(out), own=own, resume=resume, progress=progress, warn=warn)
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +146,7 @@ def run_pretraining(
     own: Backbone | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Run:
     """One run from a config to a run directory; nothing is written before data, weights and settings fit."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
@@ -161,7 +171,7 @@ def run_pretraining(
     seen = dataset.source
     keys = pd.DataFrame({"series_key": seen.keys, "patient_key": seen.patients})
     keys.to_csv(out / "pretraining_series.csv", index=False)
-    finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress)
+    finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress, warn=warn)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
         reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, choose_device(config.train.device)))

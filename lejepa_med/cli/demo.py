@@ -60,7 +60,10 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     pretrain_config = load_config(PretrainConfig, configs / "pretrain.yaml")
     source, preprocess = api.open_source(None, pretrain_config)
     stages.run(
-        "pretrain", lambda: api.run_pretraining(pretrain_config, source, preprocess, out / "run", progress=progress)
+        "pretrain",
+        lambda: api.run_pretraining(
+            pretrain_config, source, preprocess, out / "run", progress=progress, warn=progress.note
+        ),
     )
     benchmark_config = load_config(BenchmarkConfig, configs / "benchmark.yaml")
     stages.run("benchmark", lambda: run_benchmark(benchmark_config, out / "benchmark", progress))

@@ -6,6 +6,7 @@ import sys
 import time
 
 _INTERVAL_S = {True: 0.2, False: 15.0}
+_CLEAR = "\r\033[K"
 
 
 class ProgressLine:
@@ -30,8 +31,14 @@ class ProgressLine:
             line += f", {rate:.3g}/s"
             line += f", {duration(seconds)}" if finished or rate <= 0 else f", {duration((total - done) / rate)} left"
         end = "\n" if finished or not self._terminal else ""
-        start = "\r\033[K" if self._terminal else ""
+        start = _CLEAR if self._terminal else ""
         print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+
+    def note(self, sentence: str) -> None:
+        """A sentence of its own, above the line that goes on rewriting itself."""
+        print(f"{_CLEAR if self._terminal else ''}{sentence}", file=sys.stderr, flush=True)
+        if self._terminal:
+            self._shown = 0.0
 
 
 def duration(seconds: float) -> str:

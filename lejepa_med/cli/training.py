@@ -27,9 +27,17 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     """One run; SIGTERM and Ctrl-C finish the step, save and leave STOPPED."""
     config = load_config(PretrainConfig, options.config, options.overrides)
     source, preprocess = api.open_source(None, config)
-    run = api.run_pretraining(config, source, preprocess, options.out, resume=options.resume, progress=ProgressLine())
-    if not run.finished:
-        return {
-            "text": f"stopped and saved; go on with: lejepa-med pretrain {options.config} --out {run.path} --resume"
-        }
-    return {"run": run.path, "weights": run.path / "backbone.safetensors"}
+    progress = ProgressLine()
+    run = api.run_pretraining(
+        config, source, preprocess, options.out, resume=options.resume, progress=progress, warn=progress.note
+    )
+    advice = {item.code: item.sentence for item in run.advice()}
+    if run.finished:
+        lines = [f"run: {run.path}", f"weights: {run.path / 'backbone.safetensors'}"]
+        result: dict[str, Any] = {"run": run.path, "weights": run.path / "backbone.safetensors"}
+    else:
+        resume = f"lejepa-med pretrain {options.config} --out {run.path} --resume"
+        lines = [f"stopped and saved; go on with: {resume}"]
+        result = {"run": run.path, "resume": resume}
+    lines += [f"advice: {sentence} [{code}]" for code, sentence in advice.items()]
+    return result | {"advice": advice, "text": "\n".join(lines)}

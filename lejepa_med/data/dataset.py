@@ -147,9 +147,12 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
         self._codes = {patient: code for code, patient in enumerate(sorted(set(source.patients)))}
 
     def __getitem__(self, step: int) -> Batch:
-        chosen = self.sampler.batch(step)
+        return self.gather(self.sampler.batch(step), step)
+
+    def gather(self, chosen: Sequence[int], step: int, first_position: int = 0) -> Batch:
+        """Base crops of the items `chosen`, at the places that `step` and their position in its batch decide."""
         items, arrays = [], []
-        for position, index in enumerate(chosen):
+        for position, index in enumerate(chosen, first_position):
             draw = generator("base crop", self.seed, step, position)
             item = self.source.read(index, draw)
             arrays.append(base_crop(item, self.size, draw))

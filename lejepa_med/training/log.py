@@ -2,7 +2,7 @@
 
 RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
 RUN/timing.jsonl       samples_per_s, data_wait, memory
-RUN/diagnostics.jsonl  every N steps: ranks and spreads
+RUN/diagnostics.jsonl  every N steps: ranks, spreads, held-out loss, ..., and the codes of the advice that holds
 """
 
 from __future__ import annotations

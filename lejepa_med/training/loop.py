@@ -16,10 +16,11 @@ from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.errors import UserError
 from lejepa_med.objective import LeJEPALoss, LossParts
+from lejepa_med.training.advice import Adviser
 from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
-from lejepa_med.training.log import RunLog
+from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.model import Pretrainer
-from lejepa_med.training.monitor import diagnose
+from lejepa_med.training.monitor import Monitor
 from lejepa_med.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from lejepa_med.views import BatchedMultiCrop
 
@@ -56,8 +57,11 @@ def train(
     held_out: StepDataset | None = None,
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> bool:
     """Trains until `train.steps`, or until SIGTERM; True if it came to the end. Resuming is exact to the bit on a CPU.
+
+    `warn` is told each advice of the diagnostics when it first holds; `held_out` are patients that are not trained on.
 
     Raises:
         UserError: the loss is not finite; names the step, the series and the last good checkpoint.
@@ -69,7 +73,9 @@ def train(
     start, steps = _restore(model, optimizer, run) if resume else 0, config.train.steps
     done = start
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
+    monitor = Monitor(model, loss_function, config, dataset, held_out)
     with StopFlag() as stop, RunLog(run, start) as log:
+        advise = Adviser(config, read_log(run, "diagnostics"), warn)
         for step, batch, waited in _batches(dataset, range(start, steps), config.data.workers, device):
             began = time.perf_counter()
             images, is_ct = batch.images.to(device, non_blocking=True), batch.is_ct.to(device)
@@ -87,7 +93,9 @@ def train(
             log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
             log.write("timing", step=step, **_timing(len(images), waited, time.perf_counter() - began, device))
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
-                log.write("diagnostics", step=step, **diagnose(features[0], projections[0], batch.patients))
+                with autocast:
+                    numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
+                log.write("diagnostics", **numbers, advice=advise(numbers))
             done, stopping = step + 1, stop.stopped  # read once: what is left is what was saved
             if done % config.train.checkpoint_every == 0 or done == steps or stopping:
                 _save(model, optimizer, run, done, config.train.keep_checkpoints)

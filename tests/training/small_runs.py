@@ -1,0 +1,95 @@
+"""Runs of a second, for the tests of diagnostics and advice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lejepa_med.api import Run, run_pretraining
+from lejepa_med.backbones import Backbone
+from lejepa_med.config import PretrainConfig
+from lejepa_med.data.dataset import DatasetSource
+
+SETTINGS: dict[str, Any] = {
+    "data": {"monitor_fraction": 0.0},
+    "projector": {"hidden": 16, "dim": 4, "layers": 2},
+    "objective": {"num_slices": 16},
+    "optim": {"lr": 3e-3},
+    "views": {
+        "num_global": 2,
+        "num_local": 2,
+        "global_size": [8, 8, 8],
+        "local_size": [8, 8, 8],
+        "global_fraction": [0.8, 1.0],
+        "local_fraction": [0.5, 0.8],
+        "global_pitch_mm": None,
+        "local_pitch_mm": None,
+        "min_body": 0.0,
+        "redraws": 1,
+    },
+    "train": {"steps": 4, "batch_size": 4, "precision": "float32", "device": "cpu", "diagnostics_every": 1},
+}
+
+
+class Patterns(torch.utils.data.Dataset[Tensor]):
+    """Smooth random volumes; `patients[i]` alone decides how volume i looks, but for a little noise."""
+
+    def __init__(self, patients: list[str]) -> None:
+        self.patients = patients
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+    def __getitem__(self, index: int) -> Tensor:
+        number = sorted(set(self.patients)).index(self.patients[index])
+        coarse = torch.rand(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(number))
+        noise = torch.rand(1, 10, 10, 10, generator=torch.Generator().manual_seed(10_000 + index))
+        return 0.97 * nn.functional.interpolate(coarse, size=(10, 10, 10), mode="trilinear")[0] + 0.03 * noise
+
+
+class Network(Backbone):
+    """Convolution, BatchNorm and dropout, which draws from torch's global state; `kind` makes it fail in one way."""
+
+    dim = token_dim = 24
+    spatial_dims, in_channels = 3, 1
+
+    def __init__(self, kind: str = "healthy") -> None:
+        super().__init__()
+        self.kind = kind
+        self.conv = nn.Conv3d(1, 24, 4, stride=4)
+        self.norm = nn.BatchNorm3d(24) if kind != "no norm" else nn.Identity()
+        self.dropout = nn.Dropout(0.1 if kind == "dropout" else 0.0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.dropout(self.norm(self.conv(images)).relu()).flatten(2).mean(-1)
+        match self.kind:
+            case "rank one":
+                return features.sum(1, keepdim=True) * torch.ones(24)
+            case "constant":
+                return 5.0 + 1e-6 * features
+            case "half dead":
+                return torch.cat([features[:, :12], 0 * features[:, 12:]], 1)
+        return features
+
+    def tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        maps = self.conv(images)
+        return maps.flatten(2).transpose(1, 2), tuple(maps.shape[2:])
+
+    def intermediate(self, images: Tensor, last: int = 2) -> list[Tensor]:
+        return [self(images)]
+
+
+def settings(**changes: Any) -> PretrainConfig:
+    return PretrainConfig.model_validate({key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()})
+
+
+def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
+    """A run on `patients` with `scans` volumes each; `warn` and `resume` are handed on."""
+    extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
+    names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
+    torch.manual_seed(0)
+    source = DatasetSource(Patterns(names), names)
+    return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)
