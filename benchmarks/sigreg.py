@@ -189,7 +189,7 @@ def _resident_bytes(key: str) -> int:
 def _available(device: torch.device) -> list[str]:
     """The paths that run here; prints what compiling cost, the first call at a small size."""
     paths = []
-    for path in ("eager", "compiled", "triton"):
+    for path in ("eager", "compiled", "cpp", "triton"):
         x = torch.randn(64, 64, device=device).requires_grad_()
         start = time.perf_counter()
         try:
@@ -217,8 +217,8 @@ def _print_machine(options: argparse.Namespace, device: torch.device) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     print(
         f"{name}, {options.threads} threads, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{datetime.date.today().isoformat()}, median of {options.repeats}; `auto` compiles from "
-        f"{characteristic.COMPILED_FROM} projections on\n"
+        f"{datetime.date.today().isoformat()}, median of {options.repeats}; `auto` takes cpp from "
+        f"{characteristic.CPP_FROM} projections on\n"
     )
 
 

@@ -1,11 +1,13 @@
 """Which kernel sums the empirical characteristic function, and autograd through it: recomputed, not stored.
 
-    eager     plain PyTorch, everywhere                       eager_kernel
-    compiled  C++ for the CPU, needs a C++ compiler           cpp_kernel
-    triton    CUDA, needs triton                              triton_kernel
+    eager     plain PyTorch, everywhere                                     eager_kernel
+    compiled  torch.compile, on a CPU or CUDA; slow to start                inductor_kernel
+    cpp       C++ for the CPU, needs a C++ compiler, a second to start      cpp_kernel
+    triton    written for CUDA                                              triton_kernel
 `auto`: CUDA takes triton if it can be imported, else eager (a choice still to be confirmed by a measurement on a GPU).
-The CPU takes compiled from `COMPILED_FROM` projections on and where a compiler works, else eager. The choice depends on
-the shape and the machine only, so that a resumed run repeats an uninterrupted one.
+The CPU takes cpp from `CPP_FROM` projections on and where a compiler works, else eager. `compiled` is taken only when
+asked for: on a CPU it takes a minute to start, and then is slower than cpp. The choice depends on the shape and the
+machine only, so that a resumed run repeats an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from torch import Tensor
 from lejepa_med.errors import ConfigError
 from lejepa_med.objective import eager_kernel
 
-Path = Literal["auto", "eager", "compiled", "triton"]
+Path = Literal["auto", "eager", "compiled", "cpp", "triton"]
 
-COMPILED_FROM = 2**16
+CPP_FROM = 2**16
 """views x samples x slices. Below, a step gains less than 2 ms, and the second of compiling takes 500 steps to pay."""
 
 _log = logging.getLogger(__name__)
@@ -62,10 +64,10 @@ def _kernel(path: Path, x: Tensor) -> ModuleType:
         return _automatic(x)
     if path == "eager":
         return eager_kernel
-    kernel = _compiled() if path == "compiled" else _triton()
+    kernel = {"compiled": _inductor, "cpp": _cpp, "triton": _triton}[path]()
     if isinstance(kernel, str):
         raise ConfigError(f"objective path {path}: {kernel}; choose auto or eager")
-    here, wanted = x.device.type, "cpu" if path == "compiled" else "cuda"
+    here, wanted = x.device.type, {"cpp": "cpu", "triton": "cuda"}.get(path, x.device.type)
     if here != wanted and not (path == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
         raise ConfigError(f"objective path {path} runs on {wanted}, the embeddings are on {here}; choose auto or eager")
     return kernel
@@ -74,8 +76,8 @@ def _kernel(path: Path, x: Tensor) -> ModuleType:
 def _automatic(x: Tensor) -> ModuleType:
     if x.device.type == "cuda":
         kernel = _triton()
-    elif x.device.type == "cpu" and x.numel() >= COMPILED_FROM:
-        kernel = _compiled()
+    elif x.device.type == "cpu" and x.numel() >= CPP_FROM:
+        kernel = _cpp()
     else:
         return eager_kernel
     if isinstance(kernel, str):
@@ -85,7 +87,7 @@ def _automatic(x: Tensor) -> ModuleType:
 
 
 @cache
-def _compiled() -> ModuleType | str:
+def _cpp() -> ModuleType | str:
     """The C++ kernel, compiled, or why there is none."""
     from lejepa_med.objective import cpp_kernel
 
@@ -94,6 +96,18 @@ def _compiled() -> ModuleType | str:
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return f"no C++ compiler works here ({type(error).__name__})"
     return cpp_kernel
+
+
+@cache
+def _inductor() -> ModuleType | str:
+    """The kernel of torch.compile, or why there is none: whether it works is tried on something small."""
+    from lejepa_med.objective import inductor_kernel
+
+    try:
+        torch.compile(torch.cos, fullgraph=True)(torch.zeros(2))
+    except Exception as error:  # a compiler that fails raises many kinds
+        return f"torch.compile does not work here ({type(error).__name__})"
+    return inductor_kernel
 
 
 @cache

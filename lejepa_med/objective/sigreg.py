@@ -49,8 +49,7 @@ def epps_pulley(
 def random_directions(dim: int, num_slices: int, seed: int, step: int) -> Float[Tensor, "dim slice"]:
     """Directions uniform on the sphere, a function of (seed, step): the same on every rank and device."""
     directions = torch.randn(dim, num_slices, generator=generator("directions", seed, step))
-    unit: Tensor = directions / directions.square().sum(0).sqrt()  # ten times faster than norm(dim=0)
-    return unit
+    return directions.div_(directions.square().sum(0).sqrt())  # ten times faster than norm(dim=0)
 
 
 class SIGReg(nn.Module):

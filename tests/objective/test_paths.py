@@ -34,7 +34,7 @@ CASES: dict[str, tuple[tuple[int, ...], float, int, float]] = {
     "two samples far out": ((2, 70), 1e3, 17, 3.0),
     "three knots": ((10, 4), 1.0, 3, 3.0),
 }
-HERE = ("eager", "compiled")
+HERE = ("eager", "cpp")
 
 
 def projections(case: str) -> Tensor:
@@ -90,7 +90,13 @@ def compiler() -> None:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """No compiled kernel and no warning given yet, before and after."""
-    cached = (cpp_kernel.library, characteristic._compiled, characteristic._triton, characteristic._warn_once)
+    cached = (
+        cpp_kernel.library,
+        characteristic._cpp,
+        characteristic._inductor,
+        characteristic._triton,
+        characteristic._warn_once,
+    )
     for function in cached:
         function.cache_clear()
     yield
@@ -104,6 +110,27 @@ def forgotten() -> Iterator[None]:
 def test_path_equals_the_plain_formula(compiler: None, path: str, case: str, dtype: torch.dtype) -> None:
     value, gradient = far_from_plain(on_path(path, case, dtype), case)
     assert value < tolerance(case, dtype) and gradient < tolerance(case, dtype), (value, gradient)
+
+
+@pytest.mark.long
+def test_torch_compile_equals_the_plain_formula(compiler: None) -> None:
+    """Long: compiling the two functions takes some ten seconds each; further shapes reuse them."""
+    for case in ("views", "two samples", "several blocks of samples", "nearly collapsed", "far out"):
+        value, gradient = far_from_plain(on_path("compiled", case, torch.float32), case)
+        allowed = tolerance(case, torch.float32)
+        assert value < allowed and gradient < allowed, (case, value, gradient)
+
+
+def test_where_torch_compile_fails_a_forced_path_is_one_sentence(
+    forgotten: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler in /usr/bin")
+
+    monkeypatch.setattr(characteristic.torch, "compile", broken)
+    sentence = r"objective path compiled: torch.compile does not work here \(RuntimeError\); choose auto or eager"
+    with pytest.raises(ConfigError, match=sentence):
+        epps_pulley(torch.zeros(4, 2), path="compiled")
 
 
 def test_the_base_angle_is_reduced_without_loss() -> None:
@@ -138,7 +165,7 @@ def test_any_number_of_threads_gives_the_same_bits(compiler: None) -> None:
         results = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(value_and_gradient(lambda y: epps_pulley(y, path="compiled"), x))
+            results.append(value_and_gradient(lambda y: epps_pulley(y, path="cpp"), x))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
@@ -177,8 +204,8 @@ def test_half_precision_is_cast_up_and_autocast_ignored(compiler: None, path: An
 
 
 def test_auto_compiles_for_large_problems_only(compiler: None) -> None:
-    small, large = torch.randn(2, 16, 40), torch.randn(4, 64, characteristic.COMPILED_FROM // 256)
-    for x, path in ((small, "eager"), (large, "compiled")):
+    small, large = torch.randn(2, 16, 40), torch.randn(4, 64, characteristic.CPP_FROM // 256)
+    for x, path in ((small, "eager"), (large, "cpp")):
         for other in HERE:
             same = torch.equal(epps_pulley(x), epps_pulley(x, path=other))  # type: ignore[arg-type]
             assert same == (other == path), (path, other)
@@ -192,16 +219,14 @@ def test_without_a_compiler_auto_is_eager_and_says_so_once(
         monkeypatch.setattr(cpp_kernel.tempfile, "tempdir", "/nowhere/at/all")
     else:
         monkeypatch.setenv("CXX", "/nowhere/g++" if broken == "compiler missing" else "false")
-    x = torch.randn(64, characteristic.COMPILED_FROM // 64, generator=torch.Generator().manual_seed(6))
+    x = torch.randn(64, characteristic.CPP_FROM // 64, generator=torch.Generator().manual_seed(6))
     with caplog.at_level(logging.WARNING):
         values = [epps_pulley(x), epps_pulley(x)]
     assert all(torch.equal(value, epps_pulley(x, path="eager")) for value in values)
     assert len(caplog.messages) == 1
     assert "no C++ compiler works here" in caplog.messages[0] and "/" not in caplog.messages[0]
-    with pytest.raises(
-        ConfigError, match=r"objective path compiled: no C.. compiler works here .*choose auto or eager"
-    ):
-        epps_pulley(x, path="compiled")
+    with pytest.raises(ConfigError, match=r"objective path cpp: no C.. compiler works here .*choose auto or eager"):
+        epps_pulley(x, path="cpp")
 
 
 def test_a_forced_path_on_the_wrong_device_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +240,7 @@ def test_path_reaches_the_kernel_from_the_module(compiler: None, monkeypatch: py
     expected = SIGReg(num_slices=8)(z)
     monkeypatch.setattr(cpp_kernel, "sums", lambda x, num_knots, step: x.new_zeros(2, num_knots, x.shape[0], 8))
     assert torch.equal(SIGReg(num_slices=8, path="eager")(z), expected)
-    assert not torch.allclose(SIGReg(num_slices=8, path="compiled")(z), expected)
+    assert not torch.allclose(SIGReg(num_slices=8, path="cpp")(z), expected)
 
 
 def triton_results(file: Path, device: str) -> dict[str, Any]:
