@@ -163,6 +163,9 @@ def _with_interval(statistic: Statistic, number: int, lengths: Sequence[int] | N
         note = "no interval: so few of these runs differ that many draws of them have no correlation"
         return Correlation(value, nothing, nothing, len(kept), note)
     low, high = np.quantile(usable, [0.025, 0.975])
+    if high - low < 1e-9:
+        note = "no interval: these runs are in perfect order, and so is every draw of them"
+        return Correlation(value, nothing, nothing, len(kept), note)
     return Correlation(value, float(low), float(high), len(kept))
 
 

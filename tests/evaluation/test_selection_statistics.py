@@ -134,6 +134,29 @@ def test_lengths_with_few_runs_are_left_out() -> None:
     assert math.isnan(none.value) and none.runs == 0 and "of one length" in none.note
 
 
+@pytest.mark.parametrize("lengths", [None, [1, 1, 1, 2, 2, 2]])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_perfect_order_has_no_interval(lengths: list[int] | None, sign: int) -> None:
+    """Every draw repeats it: the interval would be 1 to 1, whatever the correlation of other runs."""
+    found = correlate(np.arange(6.0), sign * np.arange(6.0) ** 2, lengths)
+    assert found.value == pytest.approx(sign) and math.isnan(found.low) and math.isnan(found.high)
+    assert "perfect order" in found.note
+
+
+@pytest.mark.parametrize("lengths", [None, [1, 1, 1, 2, 2, 2]])
+def test_few_runs_claim_too_much_as_rarely_as_it_says(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int] | None
+) -> None:
+    """Of 200 samples of 6 runs, few have a lower end above the correlation of the population, here about .92."""
+    monkeypatch.setattr(statistics, "DRAWS", 200)
+    generator = np.random.default_rng(5)
+    above = 0
+    for _ in range(200):
+        values = generator.normal(size=6)
+        above += correlate(values, values + 0.4 * generator.normal(size=6), lengths).low > 0.92
+    assert above <= 0.05 * 200
+
+
 def test_interval_holds_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 200 samples of 12 runs, about 95 % of the intervals hold the correlation of the population, here .786."""
     monkeypatch.setattr(statistics, "DRAWS", 300)
