@@ -9,6 +9,7 @@ RUN/probe*/result.json        found by itself
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,12 +123,15 @@ def _of_result(file: Path, select: SelectConfig) -> Iterator[_Found]:
 def _of_benchmark(folder: Path, select: SelectConfig) -> Iterator[_Found]:
     config, content = load_config(BenchmarkConfig, folder / "benchmark.yaml"), _json(folder / "summary.json")
     runs = {encoder.name: _run_folder(encoder.path) for encoder in config.encoders if encoder.kind == "run"}
-    for row in content["rows"]:
-        if row["encoder"] in runs:
-            counts = content["tasks"][row["task"]]
-            settings = {name: counts[name] for name in ("column", "train_rows", "test_rows")}
-            settings["holdout"] = config.holdout.model_dump()
-            yield from _of_row(row, runs[row["encoder"]], settings, select)
+    try:
+        for row in content["rows"]:
+            if row["encoder"] in runs:
+                counts = content["tasks"][row["task"]]
+                settings = {name: counts[name] for name in ("column", "train_rows", "test_rows")}
+                settings["holdout"] = config.holdout.model_dump()
+                yield from _of_row(row, runs[row["encoder"]], settings, select)
+    except (KeyError, TypeError):
+        raise DataError(f"results {folder}: summary.json is none that `lejepa-med benchmark` wrote") from None
 
 
 def _of_row(row: dict[str, Any], run: Path, settings: dict[str, Any], select: SelectConfig) -> Iterator[_Found]:
@@ -138,7 +142,10 @@ def _of_row(row: dict[str, Any], run: Path, settings: dict[str, Any], select: Se
 
 
 def _of_table(file: Path, rows: Sequence[RunScore]) -> Iterator[_Found]:
-    table = pd.read_csv(file)
+    try:
+        table = pd.read_csv(file, dtype={"run": str})  # else a run called 001 is 1
+    except (OSError, ValueError):
+        raise DataError(f"results {file}: cannot be read as CSV") from None
     if not {"run", "score"} <= set(table.columns):
         raise DataError(f"results {file}: expected columns `run, score`, got {', '.join(map(str, table.columns))}")
     by_name = {row.name: row.path.resolve() for row in rows}
@@ -147,7 +154,9 @@ def _of_table(file: Path, rows: Sequence[RunScore]) -> Iterator[_Found]:
             value = float(score)
         except ValueError:
             raise DataError(f"results {file}: line {number}: score `{score}` is no number") from None
-        if value == value:
+        if math.isinf(value):
+            raise DataError(f"results {file}: line {number}: score `{score}` is no number")
+        if not math.isnan(value):
             yield _Found(by_name.get(name, Path(name).resolve()), (file.stem, "", "score", ""), value, {})
 
 

@@ -105,7 +105,8 @@ def first_line(error: Exception, row: RunScore) -> str:
     """A message as one line that names the run, not where it lies."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     text = kind + (str(error).splitlines() or [""])[0].rstrip(":")
-    return text.replace(str(row.path.resolve()), row.name).replace(str(row.path), row.name)
+    text = text.replace(str(row.path.resolve()), row.name)
+    return text.replace(str(row.path), row.name) if row.path.name else text  # `.` stands in every sentence
 
 
 def _fill_record(row: RunScore, config: PretrainConfig) -> None:
@@ -117,7 +118,10 @@ def _fill_record(row: RunScore, config: PretrainConfig) -> None:
     row.lam = resolve_lam(config.objective.lam, config.train.batch_size)
     if row.lam <= 0:
         raise NotScoredError("its lam is 0: total / lam^alpha does not exist")
-    totals = [float(line["total"]) for line in read_log(row.path, "metrics")]
+    try:
+        totals = [float(line["total"]) for line in read_log(row.path, "metrics")]
+    except (KeyError, TypeError, ValueError):
+        raise NotScoredError("its metrics.jsonl is damaged") from None
     if totals:
         row.train_total = float(np.mean(totals[-max(1, round(_TRAIN_SHARE * len(totals))) :]))
 

@@ -19,8 +19,8 @@ from lejepa_med.config import SelectConfig, load_config
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.selection import RunScore, Selection, rank, select_runs
 from lejepa_med.evaluation.selection_pages import plain_text, settings, write_selection
-from lejepa_med.evaluation.selection_results import Outcome
-from lejepa_med.evaluation.selection_runs import distinct_names, held_out_source, open_candidates, rebuild
+from lejepa_med.evaluation.selection_results import Outcome, read_results
+from lejepa_med.evaluation.selection_runs import distinct_names, first_line, held_out_source, open_candidates, rebuild
 from lejepa_med.evaluation.selection_scoring import use_batch_statistics
 
 from .conftest import HOLDOUT, MODEL, Archive
@@ -144,13 +144,14 @@ def test_moments_are_those_of_the_batch_and_running_ones_stay(runs: list[Path]) 
 
 
 def test_a_bad_run_costs_only_itself(runs: list[Path], copied: Callable[..., Path]) -> None:
-    bad = {name: copied(name) for name in ("damaged", "unfinished", "seen", "foreign", "bare")}
+    bad = {name: copied(name) for name in ("damaged", "unfinished", "seen", "foreign", "bare", "cut")}
     checkpoint = next((bad["damaged"] / "checkpoints").glob("*.pt"))
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     (bad["unfinished"] / "DONE").unlink()
     everyone = pd.DataFrame({"series_key": "x", "patient_key": [f"patient{number:03d}" for number in range(48)]})
     everyone.to_csv(bad["seen"] / "pretraining_series.csv", index=False)
     shutil.rmtree(bad["bare"] / "checkpoints")
+    (bad["cut"] / "metrics.jsonl").write_text('{"step": 0, "tot')
     config = yaml.safe_load((bad["foreign"] / "config.yaml").read_text())
     config["projector"]["dim"] = 5
     (bad["foreign"] / "config.yaml").write_text(yaml.safe_dump(config))
@@ -165,6 +166,7 @@ def test_a_bad_run_costs_only_itself(runs: list[Path], copied: Callable[..., Pat
         "foreign": "not of the network in its config.yaml",
         "bare": "it has no checkpoint",
         "zero": "its lam is 0",
+        "cut": "its metrics.jsonl is damaged",
     }
     assert set(problems) == set(expected)
     for name, start in expected.items():
@@ -241,6 +243,8 @@ def test_results_are_found_in_runs_files_and_tables(copied: Callable[..., Path],
     for content, said in (
         ("run;score\n", "expected columns `run, score`"),
         ("run,score\nrun0,good\n", "line 2: score"),
+        ("run,score\nrun0,inf\n", "line 2: score"),
+        ("", "cannot be read as CSV"),
     ):
         table.write_text(content)
         with pytest.raises(DataError, match=said):
@@ -273,6 +277,22 @@ def test_auto_takes_alpha_from_the_other_runs_results() -> None:
     assert {item.alpha for item in rank(rows, [], SelectConfig())} == {0.4}
     few = Outcome("t", "linear", "r2", "all", {"r0": 1.0, "r1": 2.0})
     assert {item.alpha for item in rank(rows, [few], SelectConfig())} == {0.4}
+
+
+def test_a_table_names_runs_by_numbers_with_zeros(tmp_path: Path) -> None:
+    rows = [RunScore(tmp_path / name, name) for name in ("001", "002")]
+    table = tmp_path / "scores.csv"
+    table.write_text("run,score\n001,1\n002,2\n")
+    (outcome,) = read_results(rows, [table], SelectConfig())
+    assert outcome.values == {"001": 1.0, "002": 2.0}
+
+
+def test_a_message_names_the_run_and_keeps_its_dots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = RunScore(Path(), tmp_path.name)
+    assert first_line(DataError(f"checkpoint {tmp_path}/a.pt: damaged"), row) == (
+        f"checkpoint {tmp_path.name}/a.pt: damaged"
+    )
 
 
 def test_names_tell_folders_apart() -> None:
