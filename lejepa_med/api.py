@@ -21,7 +21,7 @@ from lejepa_med.backbones import Backbone, build
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
-from lejepa_med.data.cache import CachedVolume
+from lejepa_med.data.cache import CachedVolume, write_atomically
 from lejepa_med.data.dataset import DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
@@ -162,15 +162,17 @@ def run_pretraining(
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     dataset, held_out = step_datasets(config, source, size)
+    seen = dataset.source
+    keys = pd.DataFrame({"series_key": seen.keys, "patient_key": seen.patients})
+    if resume:
+        _require_same_series(out, keys)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     choose_device(config.train.device)
     out.mkdir(parents=True, exist_ok=True)
     draw_views(config, dataset, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(spec))
-    seen = dataset.source
-    keys = pd.DataFrame({"series_key": seen.keys, "patient_key": seen.patients})
-    keys.to_csv(out / "pretraining_series.csv", index=False)
+    write_atomically(out / "pretraining_series.csv", keys.to_csv(index=False).encode())
     finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress, warn=warn)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
@@ -210,6 +212,19 @@ def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
+
+
+def _require_same_series(out: Path, keys: pd.DataFrame) -> None:
+    """Batches are drawn from these series, and the file is the only record of who was trained on."""
+    file = out / "pretraining_series.csv"
+    if not file.exists():
+        return
+    before = pd.read_csv(file, dtype=str, keep_default_na=False)
+    if before.to_numpy().tolist() != keys.to_numpy().tolist():
+        raise DataError(
+            f"run {out}: started on {len(before)} series that are not the {len(keys)} there are now (another cache, "
+            "one that has grown, or an older version of lejepa-med); start a new run instead"
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

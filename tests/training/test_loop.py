@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,17 @@ def test_resumed_equals_uninterrupted_to_the_bit(undisturbed: Path, tmp_path: Pa
     rewind(folder, 4 if then else 2)
     assert run(folder, resume=True, **{"data.workers": then}).finished
     assert bits(folder) == bits(undisturbed)
+
+
+def test_resume_on_other_series_is_refused(undisturbed: Path, tmp_path: Path) -> None:
+    """Batches would be others, and the record of who was trained on would be overwritten."""
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    rewind(folder, 2)
+    record = (folder / "pretraining_series.csv").read_bytes()
+    with pytest.raises(DataError, match="started on 12 series that are not the 13 there are now"):
+        run(folder, Balls(13), resume=True)
+    assert (folder / "pretraining_series.csv").read_bytes() == record
 
 
 STOPPED_RUN = """
