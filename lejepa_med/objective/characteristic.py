@@ -13,6 +13,7 @@ machine only, so that a resumed run repeats an uninterrupted one.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 from functools import cache
@@ -38,7 +39,7 @@ def characteristic_sums(x: Tensor, num_knots: int, step: float, path: Path = "au
 
     Raises ConfigError where a path other than `auto` cannot run.
     """
-    flat = x.reshape(-1, *x.shape[-2:]).contiguous()
+    flat = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).contiguous()  # -1 fails on a rank without samples
     sums: Tensor = _Sums.apply(flat, num_knots, step, _kernel(path, flat))
     return sums.view(2, num_knots, *x.shape[:-2], x.shape[-1])
 

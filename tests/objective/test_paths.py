@@ -50,6 +50,16 @@ def plain(x: Tensor, num_knots: int, t_max: float) -> Tensor:
     return x.shape[-2] * 2 * torch.trapezoid((phi - gauss).abs() ** 2 * gauss, knots, dim=-1)
 
 
+@pytest.mark.parametrize("path", ["auto", *HERE])
+def test_a_share_without_samples_has_sums_of_zero(path: Any) -> None:
+    """More ranks than samples: the rank has nothing to add, but takes part."""
+    x = torch.zeros(3, 0, 5, requires_grad=True)
+    sums = characteristic.characteristic_sums(x, 17, 3 / 16, path)
+    sums.sum().backward()
+    assert sums.shape == (2, 17, 3, 5) and not sums.any()
+    assert x.grad is not None and x.grad.shape == x.shape
+
+
 def value_and_gradient(statistic: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """Of the sum over slices, each with another weight."""
     x = x.clone().requires_grad_()
