@@ -20,11 +20,12 @@ MIN_REPEATED_PATIENTS = 8
 
 
 class FixedScans:
-    """Items `chosen` of a dataset. `views` reads them in groups of `group` scans or a few more (never a single one)."""
+    """Items `chosen` of a dataset. `views` reads them in groups of `group` scans, or up to twice as many, so that no
+    rest is a group of its own: a single scan has no moments."""
 
     def __init__(self, dataset: StepDataset, chosen: Sequence[int], views: ViewsConfig, group: int) -> None:
         self.dataset, self.chosen, self.crop = dataset, list(chosen), BatchedMultiCrop(views)
-        self.groups = max(1, len(self.chosen) // group)
+        self.groups = max(1, len(self.chosen) // max(2, group))
 
     @property
     def patients(self) -> list[str]:

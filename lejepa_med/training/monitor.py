@@ -88,7 +88,7 @@ def slice_statistics(projections: Float[Tensor, "view sample proj"], sigreg: SIG
     directions = random_directions(projections.shape[-1], sigreg.num_slices, sigreg.seed, step)
     with torch.autocast(projections.device.type, enabled=False):
         slices = projections.float() @ directions.to(projections.device)
-        statistic = epps_pulley(slices, sigreg.num_knots, sigreg.t_max).mean(0) / sigreg.reference()
+        statistic = epps_pulley(slices, sigreg.num_knots, sigreg.t_max, sigreg.path).mean(0) / sigreg.reference()
     return {"sigreg_relative": float(statistic.mean()), "worst_slice_relative": float(statistic.max())}
 
 
@@ -204,7 +204,7 @@ class Monitor:
         numbers = {"step": step, **diagnose(features[0], projections[0], patients)}
         numbers["sigreg_reference"] = sigreg.reference() * len(patients) / numbers["n_eff"]
         numbers |= slice_statistics(projections, sigreg, step) | gradient_norms(self.model, grad_norm)
-        numbers["mode_gap"] = mode_gap(self.model.backbone, views[0][:, : self.group])
+        numbers["mode_gap"] = mode_gap(self.model.backbone, views[0][:, : max(2, self.group)])
         if any(isinstance(module, _BatchNorm) for module in self.model.backbone.modules()):
             numbers["batchnorm_batch"] = min(len(group) for group in views) * min(self.group, len(patients))
         lam = resolve_lam(self.config.objective.lam, self.config.train.batch_size)

@@ -116,6 +116,7 @@ def test_groups_do_not_change_views_nor_the_loss_without_batchnorm() -> None:
     whole, parts = scans(), scans(group=2)
     grouped = list(parts.views(torch.device("cpu")))
     assert [views[0].shape[1] for views in grouped] == [3, 2, 2, 2]
+    assert scans(group=1).groups == parts.groups, "a single scan has no moments"
     (once,) = whole.views(torch.device("cpu"))
     for size, views in enumerate(once):
         assert torch.equal(torch.cat([group[size] for group in grouped], 1), views)
