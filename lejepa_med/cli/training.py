@@ -8,8 +8,6 @@ from typing import Any
 from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import PretrainConfig, load_config
-from lejepa_med.data.dataset import StepDataset
-from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size
 
 
@@ -17,8 +15,7 @@ def views(options: argparse.Namespace) -> dict[str, Any]:
     """The views that the first step of this config trains on."""
     config = load_config(PretrainConfig, options.config, options.overrides)
     source, _ = api.open_source(None, config)
-    sampler = StepSampler(source.patients, config.train.batch_size, config.seed)
-    dataset = StepDataset(source, sampler, base_size(config, source), config.seed)
+    dataset, _ = api.step_datasets(config, source, base_size(config, source))
     api.draw_views(config, dataset, options.out)
     return {"picture": options.out}
 

@@ -81,6 +81,12 @@ def test_wrong_words_are_one_sentence(
     assert out == "" and sentence in error and error.count("\n") == 1
 
 
+def test_views_shows_what_the_run_trained_on(run: Path, tmp_path: Path) -> None:
+    """Patients kept aside for the held-out loss are in neither picture."""
+    assert main(["views", str(run.parent / "pretrain.yaml"), "--out", str(tmp_path / "views.png")]) == 0
+    assert (tmp_path / "views.png").read_bytes() == (run / "views.png").read_bytes()
+
+
 def test_no_run_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["select", str(tmp_path)]) == 2
     assert "there is no config.yaml; give folders that `lejepa-med pretrain` wrote" in capsys.readouterr().err
