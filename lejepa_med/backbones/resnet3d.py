@@ -8,6 +8,7 @@ from monai.networks.nets.resnet import ResNet
 from torch import Tensor, nn
 
 from lejepa_med.backbones.protocol import Backbone
+from lejepa_med.errors import ConfigError
 
 _LAYERS = {10: ("basic", [1, 1, 1, 1]), 18: ("basic", [2, 2, 2, 2]), 34: ("basic", [3, 4, 6, 3])}
 _LAYERS |= {50: ("bottleneck", [3, 4, 6, 3])}
@@ -70,6 +71,11 @@ def _group_instead_of_batch(net: nn.Module) -> None:
     """GroupNorm (Wu & He 2018), 8 groups, in the blocks too, where MONAI's `norm` leaves BatchNorm."""
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.BatchNorm3d):
+            if module.num_features % 8:
+                raise ConfigError(
+                    f"model.norm group: {module.num_features} channels are no multiple of 8 groups; "
+                    "take a multiple of 0.125 as model.width, or model.norm=batch"
+                )
             net.set_submodule(name, nn.GroupNorm(8, module.num_features))
 
 

@@ -115,7 +115,7 @@ class ProjectorConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    lam: float | Literal["auto"] = Field(
+    lam: Probability | Literal["auto"] = Field(
         "auto", description="weight of SIGReg in [0, 1]; auto keeps lam N / (1 - lam) at the paper's .05 at N = 256"
     )
     num_slices: int = Field(1024, gt=0, description="random directions per step")

@@ -194,6 +194,8 @@ def test_wrong_override(fails: Fails, place: Place, tmp_path: Path) -> None:
     assert "`train.steps`: input should be a valid integer" in fails(*words, "train.steps=many")
     assert "`seed` is a single value and holds no `x`" in fails(*words, "seed.x=1", "seed=1", "seed.x=1")
     assert "is 2D, but views.global_size has 3 numbers" in fails(*words, "model.name=timm/resnet18")
+    assert "`objective.lam" in fails(*words, "objective.lam=1.5")
+    assert "take a multiple of 0.125" in fails(*words, "model.norm=group", "model.width=0.3")
 
 
 def test_model_that_does_not_exist(fails: Fails, place: Place, tmp_path: Path) -> None:
