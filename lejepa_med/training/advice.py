@@ -181,10 +181,11 @@ def _small_batch(lines: Lines, config: PretrainConfig) -> str | None:
     n_eff, samples = _recent(lines, "n_eff"), lines[-1].get("samples", config.train.batch_size)
     if n_eff is None or n_eff >= MIN_INDEPENDENT:
         return None
-    if n_eff < 0.9 * samples and samples >= MIN_INDEPENDENT:
+    # No patient comes twice before all are in the batch: then a larger one only repeats them.
+    if n_eff < samples - 1e-6:
         return (
             f"a batch of {samples} has {n_eff:.0f} independent samples, since patients come several times in it; bring "
-            f"more patients, or lower train.batch_size"
+            f"more patients"
         )
     return (
         f"{n_eff:.0f} independent samples per batch: SIGReg judges a distribution by under {MIN_INDEPENDENT}; raise "

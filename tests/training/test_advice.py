@@ -136,6 +136,9 @@ def test_few_independent_samples(tmp_path: Path) -> None:
     x = torch.randn(64, 20, generator=torch.Generator().manual_seed(0))
     repeated = line(**diagnose(x, x, [number % 4 for number in range(64)]))
     assert sentence(advise([repeated], CONFIG), "small_batch").startswith("a batch of 64 has 4 independent samples")
+    all_of_them = line(**diagnose(x[:8], x[:8], [0, 1, 2, 3, 4, 5, 6, 0]))
+    text = sentence(advise([all_of_them], CONFIG), "small_batch")
+    assert "bring more patients" in text and "batch_size" not in text, "the seven patients there are fill no larger one"
 
 
 def test_few_images_in_a_batchnorm(tmp_path: Path) -> None:
