@@ -115,8 +115,10 @@ class ProjectorConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    lam: Probability | Literal["auto"] = Field(
-        "auto", description="weight of SIGReg in [0, 1]; auto keeps lam N / (1 - lam) at the paper's .05 at N = 256"
+    lam: Probability | Literal["auto", "sqrt"] = Field(
+        "sqrt",
+        description="weight of SIGReg in [0, 1]; sqrt keeps lam sqrt(N) / (1 - lam) at the paper's .05 at N = 256, "
+        "auto lam N / (1 - lam)",
     )
     num_slices: int = Field(1024, gt=0, description="random directions per step")
     num_knots: int = Field(17, ge=3, description="trapezoid knots over [0, t_max]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +14,9 @@ from lejepa_med.distributed import mean_over_ranks, total_over_ranks
 from lejepa_med.objective.characteristic import Path
 from lejepa_med.objective.sigreg import SIGReg
 
-_PAPER_BALANCE = 0.05 * 256 / 0.95
-"""lambda N / (1 - lambda) at the paper's lambda .05 and N = 256; T carries the factor N, so this is what balances."""
+Lam = float | Literal["auto", "sqrt"]
+
+_PAPER_LAM, _PAPER_BATCH = 0.05, 256
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,17 @@ def prediction_loss(embeddings: Float[Tensor, "view sample dim"], num_global: in
     return mean_over_ranks(squared.sum(), squared.numel())
 
 
-def resolve_lam(lam: float | Literal["auto"], num_samples: int) -> float:
-    """The number behind `auto`: lam N / (1 - lam) as in the paper. `num_samples` is the global batch."""
-    return _PAPER_BALANCE / (_PAPER_BALANCE + num_samples) if lam == "auto" else float(lam)
+def resolve_lam(lam: Lam, num_samples: int) -> float:
+    """The number behind a rule; both give the paper's .05 at its batch of 256. `num_samples` is the global batch.
+
+    `auto` keeps lam N / (1 - lam): T carries the factor N, so a given departure from the Gaussian then counts as much
+    at any batch. `sqrt` keeps lam sqrt(N) / (1 - lam), half way to a fixed lam: docs/design/lambda.md compares them.
+    """
+    if not isinstance(lam, str):
+        return float(lam)
+    ratio = _PAPER_BATCH / num_samples
+    balance = _PAPER_LAM / (1 - _PAPER_LAM) * (ratio if lam == "auto" else math.sqrt(ratio))
+    return balance / (1 + balance)
 
 
 class LeJEPALoss(nn.Module):
@@ -51,7 +61,7 @@ class LeJEPALoss(nn.Module):
 
     def __init__(
         self,
-        lam: float | Literal["auto"] = "auto",
+        lam: Lam = "auto",
         num_slices: int = 1024,
         num_knots: int = 17,
         t_max: float = 3.0,
@@ -59,7 +69,7 @@ class LeJEPALoss(nn.Module):
         path: Path = "auto",
     ) -> None:
         super().__init__()
-        assert lam == "auto" or 0 <= lam <= 1, f"lam must lie in [0, 1], got {lam}"
+        assert lam in ("auto", "sqrt") or 0 <= float(lam) <= 1, f"lam must lie in [0, 1], got {lam}"
         self.lam = lam
         self.sigreg = SIGReg(num_slices, num_knots, t_max, seed, path)
 

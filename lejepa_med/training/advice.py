@@ -297,7 +297,7 @@ def _gradients(lines: Lines, config: PretrainConfig) -> tuple[float, float]:
 def _lam(config: PretrainConfig) -> str:
     lam = config.objective.lam
     now = resolve_lam(lam, config.train.batch_size)
-    return f"auto, {now:.2g}" if lam == "auto" else f"now {now:.2g}"
+    return f"{lam}, {now:.2g}" if isinstance(lam, str) else f"now {now:.2g}"
 
 
 RULES: dict[str, Callable[[Lines, PretrainConfig], str | None]] = {

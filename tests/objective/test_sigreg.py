@@ -99,6 +99,9 @@ def test_total_mixes_the_parts_and_auto_keeps_the_papers_balance() -> None:
     z = torch.randn(3, 64, 8, generator=torch.Generator().manual_seed(9))
     parts = LeJEPALoss(lam="auto", num_slices=32)(z, num_global=2)
     assert parts.lam * 64 / (1 - parts.lam) == pytest.approx(0.05 * 256 / 0.95)
-    assert resolve_lam("auto", 256) == pytest.approx(0.05)
+    assert resolve_lam("auto", 256) == resolve_lam("sqrt", 256) == pytest.approx(0.05)
+    for batch in (16, 64, 1024):
+        lam = resolve_lam("sqrt", batch)
+        assert lam * batch**0.5 / (1 - lam) == pytest.approx(0.05 * 256**0.5 / 0.95)
     assert resolve_lam(0.3, 64) == 0.3
     torch.testing.assert_close(parts.total, (1 - parts.lam) * parts.prediction + parts.lam * parts.sigreg)
