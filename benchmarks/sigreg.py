@@ -1,4 +1,4 @@
-"""SIGReg forward and backward: the plain formula beside every path that runs here, in one run.
+"""SIGReg forward and backward: the plain formula beside every kernel that runs here, in one run.
 
     python benchmarks/sigreg.py [--device cuda] [--repeats 9] [--threads 2] [--size 1024/64/1024 ...]
 
@@ -10,7 +10,7 @@ Time is the median of repeats that take turns (CPU time: of the whole process, a
 warm-up. In brackets the minimum, which other work on the machine disturbs least; "faster" likewise.
 Peak memory is what one step adds: on the CPU the growth of the resident set of a process that runs only this (Linux's
 figure, after a step at a small size); on CUDA PyTorch's own maximum.
-Every path's value and gradient are compared with the plain formula before they are timed.
+Every kernel's value and gradient are compared with the plain formula before they are timed.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ def main() -> int:
         print(_peak_of_this_process(options.peak_of, _parse(options.size[0])))
         return 0
     device = torch.device(options.device)
-    paths = _available(device)
+    kernels = _available(device)
     _print_machine(options, device)
     sizes = options.size or SIZES + (LARGER_CUDA if device.type == "cuda" else LARGER)
     print(
-        "| N/D/K | path | step ms | CPU ms | statistic ms | CPU ms | peak MB | x N K 4 bytes | faster | less memory |"
+        "| N/D/K | kernel | step ms | CPU ms | statistic ms | CPU ms | peak MB | x N K 4 bytes | faster | less memory |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for size in sizes:
-        for row in _rows(size, paths, device, options):
+        for row in _rows(size, kernels, device, options):
             print(row, flush=True)
     return 0
 
@@ -93,19 +93,19 @@ def gradient(statistic: Statistic, projections: Tensor, at: Tensor) -> Tensor:
     return result
 
 
-def statistics_by_path(paths: list[str]) -> dict[str, Statistic]:
-    def on(path: str) -> Statistic:
-        return lambda x: epps_pulley(x, KNOTS, T_MAX, path)  # type: ignore[arg-type]
+def statistics_by_kernel(kernels: list[str]) -> dict[str, Statistic]:
+    def on(kernel: str) -> Statistic:
+        return lambda x: epps_pulley(x, KNOTS, T_MAX, kernel)  # type: ignore[arg-type]
 
-    return {"plain": plain} | {path: on(path) for path in paths}
+    return {"plain": plain} | {kernel: on(kernel) for kernel in kernels}
 
 
-def _rows(size: str, paths: list[str], device: torch.device, options: argparse.Namespace) -> list[str]:
+def _rows(size: str, kernels: list[str], device: torch.device, options: argparse.Namespace) -> list[str]:
     """The table's rows of one size, plain formula first."""
     samples, dim, slices = _parse(size)
     embeddings = torch.randn(samples, dim, device=device).requires_grad_()
     projections = torch.randn(samples, slices, device=device).requires_grad_()
-    ways = statistics_by_path(paths)
+    ways = statistics_by_kernel(kernels)
     _check(ways, projections)
     whole = _times({name: partial(step, way, embeddings, slices) for name, way in ways.items()}, options.repeats)
     alone = _times(
@@ -120,10 +120,9 @@ def _rows(size: str, paths: list[str], device: torch.device, options: argparse.N
     ]
 
 
-def _faster(plain: Timing, path: Timing) -> str:
-    return (
-        f"{statistics.median(plain.wall) / statistics.median(path.wall):.1f}x ({min(plain.wall) / min(path.wall):.1f}x)"
-    )
+def _faster(plain: Timing, kernel: Timing) -> str:
+    median, least = (how(plain.wall) / how(kernel.wall) for how in (statistics.median, min))
+    return f"{median:.1f}x ({least:.1f}x)"
 
 
 def _times(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, Timing]:
@@ -142,7 +141,7 @@ def _times(calls: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, Ti
 
 
 def _check(ways: dict[str, Statistic], x: Tensor) -> None:
-    """Stops the benchmark where a path is not the plain formula."""
+    """Stops the benchmark where a kernel is not the plain formula."""
     expected, expected_gradient = plain(x), gradient(plain, x, x)
     for name, statistic in ways.items():
         value, found = statistic(x), gradient(statistic, x, x)
@@ -164,14 +163,14 @@ def _peak_on_cuda(name: str, size: tuple[int, int, int], device: torch.device) -
     embeddings = torch.randn(samples, dim, device=device).requires_grad_()
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    step(statistics_by_path([name])[name], embeddings, slices)
+    step(statistics_by_kernel([name])[name], embeddings, slices)
     return torch.cuda.max_memory_allocated(device) - before
 
 
 def _peak_of_this_process(name: str, size: tuple[int, int, int]) -> int:
     """Growth of the resident set by one step, after a small step that loads and compiles everything."""
     samples, dim, slices = size
-    statistic = statistics_by_path([] if name == "plain" else [name])[name]
+    statistic = statistics_by_kernel([] if name == "plain" else [name])[name]
     step(statistic, torch.randn(8, dim).requires_grad_(), 32)
     embeddings = torch.randn(samples, dim).requires_grad_()
     Path("/proc/self/clear_refs").write_text("5")  # the largest size starts again from the present one
@@ -187,20 +186,20 @@ def _resident_bytes(key: str) -> int:
 
 
 def _available(device: torch.device) -> list[str]:
-    """The paths that run here; prints what compiling cost, the first call at a small size."""
-    paths = []
-    for path in ("eager", "compiled", "cpp", "triton"):
+    """The kernels that run here; prints what compiling cost, the first call at a small size."""
+    kernels = []
+    for kernel in ("eager", "compiled", "cpp", "triton"):
         x = torch.randn(64, 64, device=device).requires_grad_()
         start = time.perf_counter()
         try:
-            gradient(statistics_by_path([path])[path], x, x)
+            gradient(statistics_by_kernel([kernel])[kernel], x, x)
         except ConfigError as error:
-            print(f"{path} is left out: {error}\n")
+            print(f"{kernel} is left out: {error}\n")
             continue
         _wait()
-        print(f"{path}: first call {time.perf_counter() - start:.2f} s, compiling included\n")
-        paths.append(path)
-    return paths
+        print(f"{kernel}: first call {time.perf_counter() - start:.2f} s, compiling included\n")
+        kernels.append(kernel)
+    return kernels
 
 
 def _wait() -> None:
@@ -229,7 +228,7 @@ def _processor() -> str:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="SIGReg: plain formula and every path, side by side")
+    parser = argparse.ArgumentParser(description="SIGReg: plain formula and every kernel, side by side")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)

@@ -123,7 +123,7 @@ class ObjectiveConfig(Frozen):
     num_slices: int = Field(1024, gt=0, description="random directions per step")
     num_knots: int = Field(17, ge=3, description="trapezoid knots over [0, t_max]")
     t_max: float = Field(3.0, gt=0, description="largest frequency of the test")
-    path: Literal["auto", "eager", "compiled", "cpp", "triton"] = Field(
+    kernel: Literal["auto", "eager", "compiled", "cpp", "triton"] = Field(
         "auto",
         description="how SIGReg is computed: plain PyTorch, torch.compile, C++ built at first use (CPU), Triton (CUDA)",
     )

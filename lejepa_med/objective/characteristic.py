@@ -26,7 +26,7 @@ from torch import Tensor
 from lejepa_med.errors import ConfigError
 from lejepa_med.objective import eager_kernel
 
-Path = Literal["auto", "eager", "compiled", "cpp", "triton"]
+Kernel = Literal["auto", "eager", "compiled", "cpp", "triton"]
 
 CPP_FROM = 2**16
 """views x samples x slices. Below, a step gains less than 2 ms, and the second of compiling takes 500 steps to pay."""
@@ -34,13 +34,13 @@ CPP_FROM = 2**16
 _log = logging.getLogger(__name__)
 
 
-def characteristic_sums(x: Tensor, num_knots: int, step: float, path: Path = "auto") -> Tensor:
+def characteristic_sums(x: Tensor, num_knots: int, step: float, kernel: Kernel = "auto") -> Tensor:
     """sum_n cos(t_k x_n) and sum_n sin(t_k x_n) at t_k = k step: `[*batch, n, slice]` -> `[2, knot, *batch, slice]`.
 
-    Raises ConfigError where a path other than `auto` cannot run.
+    Raises ConfigError where a kernel other than `auto` cannot run.
     """
     flat = x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:]).contiguous()  # -1 fails on a rank without samples
-    sums: Tensor = _Sums.apply(flat, num_knots, step, _kernel(path, flat))
+    sums: Tensor = _Sums.apply(flat, num_knots, step, _module(kernel, flat))
     return sums.view(2, num_knots, *x.shape[:-2], x.shape[-1])
 
 
@@ -59,19 +59,21 @@ class _Sums(torch.autograd.Function):
         return ctx.kernel.gradient(x, upstream.contiguous(), ctx.step), None, None, None
 
 
-def _kernel(path: Path, x: Tensor) -> ModuleType:
-    """The kernel that `path` means for these projections."""
-    if path == "auto":
+def _module(kernel: Kernel, x: Tensor) -> ModuleType:
+    """The implementation that `kernel` means for these projections."""
+    if kernel == "auto":
         return _automatic(x)
-    if path == "eager":
+    if kernel == "eager":
         return eager_kernel
-    kernel = {"compiled": _inductor, "cpp": _cpp, "triton": _triton}[path]()
-    if isinstance(kernel, str):
-        raise ConfigError(f"objective path {path}: {kernel}; choose auto or eager")
-    here, wanted = x.device.type, {"cpp": "cpu", "triton": "cuda"}.get(path, x.device.type)
-    if here != wanted and not (path == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
-        raise ConfigError(f"objective path {path} runs on {wanted}, the embeddings are on {here}; choose auto or eager")
-    return kernel
+    module = {"compiled": _inductor, "cpp": _cpp, "triton": _triton}[kernel]()
+    if isinstance(module, str):
+        raise ConfigError(f"objective.kernel {kernel}: {module}; choose auto or eager")
+    here, wanted = x.device.type, {"cpp": "cpu", "triton": "cuda"}.get(kernel, x.device.type)
+    if here != wanted and not (kernel == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ConfigError(
+            f"objective.kernel {kernel} runs on {wanted}, the embeddings are on {here}; choose auto or eager"
+        )
+    return module
 
 
 def _automatic(x: Tensor) -> ModuleType:
@@ -123,4 +125,4 @@ def _triton() -> ModuleType | str:
 
 @cache
 def _warn_once(reason: str) -> None:
-    _log.warning("SIGReg runs on its slower path: %s", reason)
+    _log.warning("SIGReg runs on its slower kernel: %s", reason)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lejepa_med.distributed import mean_over_ranks, total_over_ranks
-from lejepa_med.objective.characteristic import Path
+from lejepa_med.objective.characteristic import Kernel
 from lejepa_med.objective.sigreg import SIGReg
 
 Lam = float | Literal["auto", "sqrt"]
@@ -66,12 +66,12 @@ class LeJEPALoss(nn.Module):
         num_knots: int = 17,
         t_max: float = 3.0,
         seed: int = 0,
-        path: Path = "auto",
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
         assert lam in ("auto", "sqrt") or 0 <= float(lam) <= 1, f"lam must lie in [0, 1], got {lam}"
         self.lam = lam
-        self.sigreg = SIGReg(num_slices, num_knots, t_max, seed, path)
+        self.sigreg = SIGReg(num_slices, num_knots, t_max, seed, kernel)
 
     def forward(self, embeddings: Float[Tensor, "view sample dim"], num_global: int, step: int = 0) -> LossParts:
         with torch.autocast(embeddings.device.type, enabled=False):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lejepa_med.distributed import mean_over_ranks, total_over_ranks
-from lejepa_med.objective.characteristic import Path, characteristic_sums
+from lejepa_med.objective.characteristic import Kernel, characteristic_sums
 from lejepa_med.randomness import generator
 
 GAUSSIAN_REFERENCE = 1.05246
@@ -22,18 +22,18 @@ GAUSSIAN_REFERENCE = 1.05246
 
 
 def epps_pulley(
-    projections: Float[Tensor, "*batch sample slice"], num_knots: int = 17, t_max: float = 3.0, path: Path = "auto"
+    projections: Float[Tensor, "*batch sample slice"], num_knots: int = 17, t_max: float = 3.0, kernel: Kernel = "auto"
 ) -> Float[Tensor, "*batch slice"]:
     """The statistic T of every slice. With many ranks the samples of all ranks count, and every rank has the result.
 
     Computed in float32 (float64 if that is given) whatever the autocast state. Memory is O(sample x slice), not times
-    knots. `path` chooses how the sums are computed (see `characteristic`), not what they are: all agree to rounding.
-    Raises ConfigError where the chosen path cannot run.
+    knots. `kernel` chooses how the sums are computed (see `characteristic`), not what they are: all agree to rounding.
+    Raises ConfigError where the chosen kernel cannot run.
     """
     with torch.autocast(projections.device.type, enabled=False):
         x = projections.to(torch.float64 if projections.dtype == torch.float64 else torch.float32)
         step = t_max / (num_knots - 1)
-        sums = characteristic_sums(x, num_knots, step, path)
+        sums = characteristic_sums(x, num_knots, step, kernel)
         mean = mean_over_ranks(sums, x.shape[-2])  # [2, knot, *batch, slice]: real and imaginary part of phi
         knots = torch.arange(num_knots, device=x.device, dtype=x.dtype) * step
         gauss = torch.exp(-(knots**2) / 2)
@@ -59,16 +59,16 @@ class SIGReg(nn.Module):
     """
 
     def __init__(
-        self, num_slices: int = 1024, num_knots: int = 17, t_max: float = 3.0, seed: int = 0, path: Path = "auto"
+        self, num_slices: int = 1024, num_knots: int = 17, t_max: float = 3.0, seed: int = 0, kernel: Kernel = "auto"
     ) -> None:
         super().__init__()
-        self.num_slices, self.num_knots, self.t_max, self.seed, self.path = num_slices, num_knots, t_max, seed, path
+        self.num_slices, self.num_knots, self.t_max, self.seed, self.kernel = num_slices, num_knots, t_max, seed, kernel
 
     def forward(self, embeddings: Float[Tensor, "view sample dim"], step: int = 0) -> Float[Tensor, ""]:
         with torch.autocast(embeddings.device.type, enabled=False):
             directions = random_directions(embeddings.shape[-1], self.num_slices, self.seed, step)
             projections = embeddings.float() @ directions.to(embeddings.device)
-            return epps_pulley(projections, self.num_knots, self.t_max, self.path).mean()
+            return epps_pulley(projections, self.num_knots, self.t_max, self.kernel).mean()
 
     def reference(self) -> float:
         """E[SIGReg] for independent N(0, 1) samples at any N, with these knots: N E|phi - g|^2 = 1 - g^2."""

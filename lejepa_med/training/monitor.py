@@ -88,7 +88,7 @@ def slice_statistics(projections: Float[Tensor, "view sample proj"], sigreg: SIG
     directions = random_directions(projections.shape[-1], sigreg.num_slices, sigreg.seed, step)
     with torch.autocast(projections.device.type, enabled=False):
         slices = projections.float() @ directions.to(projections.device)
-        statistic = epps_pulley(slices, sigreg.num_knots, sigreg.t_max, sigreg.path).mean(0) / sigreg.reference()
+        statistic = epps_pulley(slices, sigreg.num_knots, sigreg.t_max, sigreg.kernel).mean(0) / sigreg.reference()
     return {"sigreg_relative": float(statistic.mean()), "worst_slice_relative": float(statistic.max())}
 
 

@@ -1,4 +1,4 @@
-"""Every path of the Epps-Pulley statistic gives the plain formula, in value and gradient, and `auto` chooses well.
+"""Every kernel of the Epps-Pulley statistic gives the plain formula, in value and gradient, and `auto` chooses well.
 
 The Triton kernels run in a process of their own: on a GPU, or everywhere through Triton's interpreter.
 """
@@ -50,11 +50,11 @@ def plain(x: Tensor, num_knots: int, t_max: float) -> Tensor:
     return x.shape[-2] * 2 * torch.trapezoid((phi - gauss).abs() ** 2 * gauss, knots, dim=-1)
 
 
-@pytest.mark.parametrize("path", ["auto", *HERE])
-def test_a_share_without_samples_has_sums_of_zero(path: Any) -> None:
+@pytest.mark.parametrize("kernel", ["auto", *HERE])
+def test_a_share_without_samples_has_sums_of_zero(kernel: Any) -> None:
     """More ranks than samples: the rank has nothing to add, but takes part."""
     x = torch.zeros(3, 0, 5, requires_grad=True)
-    sums = characteristic.characteristic_sums(x, 17, 3 / 16, path)
+    sums = characteristic.characteristic_sums(x, 17, 3 / 16, kernel)
     sums.sum().backward()
     assert sums.shape == (2, 17, 3, 5) and not sums.any()
     assert x.grad is not None and x.grad.shape == x.shape
@@ -69,9 +69,9 @@ def value_and_gradient(statistic: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach().cpu(), gradient.cpu()
 
 
-def on_path(path: Any, case: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
+def on_kernel(kernel: Any, case: str, dtype: torch.dtype, device: str = "cpu") -> tuple[Tensor, Tensor]:
     _, _, num_knots, t_max = CASES[case]
-    return value_and_gradient(lambda x: epps_pulley(x, num_knots, t_max, path), projections(case).to(device, dtype))
+    return value_and_gradient(lambda x: epps_pulley(x, num_knots, t_max, kernel), projections(case).to(device, dtype))
 
 
 def far_from_plain(found: tuple[Tensor, Tensor], case: str) -> tuple[float, float]:
@@ -116,9 +116,9 @@ def forgotten() -> Iterator[None]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("path", HERE)
-def test_path_equals_the_plain_formula(compiler: None, path: str, case: str, dtype: torch.dtype) -> None:
-    value, gradient = far_from_plain(on_path(path, case, dtype), case)
+@pytest.mark.parametrize("kernel", HERE)
+def test_kernel_equals_the_plain_formula(compiler: None, kernel: str, case: str, dtype: torch.dtype) -> None:
+    value, gradient = far_from_plain(on_kernel(kernel, case, dtype), case)
     assert value < tolerance(case, dtype) and gradient < tolerance(case, dtype), (value, gradient)
 
 
@@ -126,21 +126,21 @@ def test_path_equals_the_plain_formula(compiler: None, path: str, case: str, dty
 def test_torch_compile_equals_the_plain_formula(compiler: None) -> None:
     """Long: compiling the two functions takes some ten seconds each; further shapes reuse them."""
     for case in ("views", "two samples", "several blocks of samples", "nearly collapsed", "far out"):
-        value, gradient = far_from_plain(on_path("compiled", case, torch.float32), case)
+        value, gradient = far_from_plain(on_kernel("compiled", case, torch.float32), case)
         allowed = tolerance(case, torch.float32)
         assert value < allowed and gradient < allowed, (case, value, gradient)
 
 
-def test_where_torch_compile_fails_a_forced_path_is_one_sentence(
+def test_where_torch_compile_fails_a_forced_kernel_is_one_sentence(
     forgotten: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("no compiler in /usr/bin")
 
     monkeypatch.setattr(characteristic.torch, "compile", broken)
-    sentence = r"objective path compiled: torch.compile does not work here \(RuntimeError\); choose auto or eager"
+    sentence = r"objective.kernel compiled: torch.compile does not work here \(RuntimeError\); choose auto or eager"
     with pytest.raises(ConfigError, match=sentence):
-        epps_pulley(torch.zeros(4, 2), path="compiled")
+        epps_pulley(torch.zeros(4, 2), kernel="compiled")
 
 
 def test_the_base_angle_is_reduced_without_loss() -> None:
@@ -152,20 +152,20 @@ def test_the_base_angle_is_reduced_without_loss() -> None:
     assert (naive - exact).abs().max() > 5e-6
 
 
-@pytest.mark.parametrize("path", HERE)
-def test_gradient_against_finite_differences(compiler: None, path: Any) -> None:
+@pytest.mark.parametrize("kernel", HERE)
+def test_gradient_against_finite_differences(compiler: None, kernel: Any) -> None:
     x = torch.randn(2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
-    assert torch.autograd.gradcheck(lambda y: epps_pulley(y, path=path), (x,))
+    assert torch.autograd.gradcheck(lambda y: epps_pulley(y, kernel=kernel), (x,))
 
 
-@pytest.mark.parametrize("path", HERE)
+@pytest.mark.parametrize("kernel", HERE)
 @pytest.mark.parametrize("samples", [1, 2, 50])
-def test_many_knots_reach_the_closed_form(compiler: None, path: Any, samples: int) -> None:
+def test_many_knots_reach_the_closed_form(compiler: None, kernel: Any, samples: int) -> None:
     x = torch.randn(samples, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     pairs = torch.exp(-((x - x.T) ** 2) / 2).mean()
     cross = torch.exp(-(x**2) / 4).mean()
     exact = math.sqrt(2 * math.pi) * (pairs + 1 / math.sqrt(3)) - 2 * math.sqrt(math.pi) * cross
-    torch.testing.assert_close(epps_pulley(x, 401, 8.0, path)[0], samples * exact, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(epps_pulley(x, 401, 8.0, kernel)[0], samples * exact, rtol=1e-9, atol=1e-9)
 
 
 def test_any_number_of_threads_gives_the_same_bits(compiler: None) -> None:
@@ -175,21 +175,21 @@ def test_any_number_of_threads_gives_the_same_bits(compiler: None) -> None:
         results = []
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            results.append(value_and_gradient(lambda y: epps_pulley(y, path="cpp"), x))
+            results.append(value_and_gradient(lambda y: epps_pulley(y, kernel="cpp"), x))
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("path", HERE)
-def test_not_a_number_stays_one(compiler: None, path: Any) -> None:
+@pytest.mark.parametrize("kernel", HERE)
+def test_not_a_number_stays_one(compiler: None, kernel: Any) -> None:
     x = torch.zeros(8, 3)
     x[2, 1], x[3, 2] = math.nan, math.inf
-    assert epps_pulley(x, path=path).isnan().tolist() == [False, True, True]
+    assert epps_pulley(x, kernel=kernel).isnan().tolist() == [False, True, True]
 
 
-@pytest.mark.parametrize("path", HERE)
-def test_only_the_projections_are_kept_for_backward(compiler: None, path: Any) -> None:
+@pytest.mark.parametrize("kernel", HERE)
+def test_only_the_projections_are_kept_for_backward(compiler: None, kernel: Any) -> None:
     x = torch.randn(200, 64, generator=torch.Generator().manual_seed(4)).requires_grad_()
 
     def kept(statistic: Any) -> int:
@@ -200,25 +200,25 @@ def test_only_the_projections_are_kept_for_backward(compiler: None, path: Any) -
             statistic(x)
         return sum(t.numel() for t in stored.values())
 
-    assert kept(lambda y: epps_pulley(y, 65, path=path)) < 2.5 * x.numel()  # the small quadratic form among them
+    assert kept(lambda y: epps_pulley(y, 65, kernel=kernel)) < 2.5 * x.numel()  # the small quadratic form among them
     assert kept(lambda y: plain(y, 65, 3.0)) > 65 * x.numel()
 
 
-@pytest.mark.parametrize("path", HERE)
-def test_half_precision_is_cast_up_and_autocast_ignored(compiler: None, path: Any) -> None:
+@pytest.mark.parametrize("kernel", HERE)
+def test_half_precision_is_cast_up_and_autocast_ignored(compiler: None, kernel: Any) -> None:
     x = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(5)).bfloat16()
-    outside = epps_pulley(x.float(), path=path)
+    outside = epps_pulley(x.float(), kernel=kernel)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(epps_pulley(x, path=path), outside)
+        assert torch.equal(epps_pulley(x, kernel=kernel), outside)
     assert outside.dtype == torch.float32
 
 
 def test_auto_compiles_for_large_problems_only(compiler: None) -> None:
     small, large = torch.randn(2, 16, 40), torch.randn(4, 64, characteristic.CPP_FROM // 256)
-    for x, path in ((small, "eager"), (large, "cpp")):
+    for x, kernel in ((small, "eager"), (large, "cpp")):
         for other in HERE:
-            same = torch.equal(epps_pulley(x), epps_pulley(x, path=other))  # type: ignore[arg-type]
-            assert same == (other == path), (path, other)
+            same = torch.equal(epps_pulley(x), epps_pulley(x, kernel=other))  # type: ignore[arg-type]
+            assert same == (other == kernel), (kernel, other)
 
 
 @pytest.mark.parametrize("broken", ["compiler missing", "compiler fails", "no folder to write to"])
@@ -232,25 +232,25 @@ def test_without_a_compiler_auto_is_eager_and_says_so_once(
     x = torch.randn(64, characteristic.CPP_FROM // 64, generator=torch.Generator().manual_seed(6))
     with caplog.at_level(logging.WARNING):
         values = [epps_pulley(x), epps_pulley(x)]
-    assert all(torch.equal(value, epps_pulley(x, path="eager")) for value in values)
+    assert all(torch.equal(value, epps_pulley(x, kernel="eager")) for value in values)
     assert len(caplog.messages) == 1
     assert "no C++ compiler works here" in caplog.messages[0] and "/" not in caplog.messages[0]
-    with pytest.raises(ConfigError, match=r"objective path cpp: no C.. compiler works here .*choose auto or eager"):
-        epps_pulley(x, path="cpp")
+    with pytest.raises(ConfigError, match=r"objective.kernel cpp: no C.. compiler works here .*choose auto or eager"):
+        epps_pulley(x, kernel="cpp")
 
 
-def test_a_forced_path_on_the_wrong_device_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forced_kernel_on_the_wrong_device_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ConfigError, match=r"objective path triton"):
-        LeJEPALoss(num_slices=4, path="triton")(torch.zeros(2, 3, 4), num_global=1)
+    with pytest.raises(ConfigError, match=r"objective.kernel triton"):
+        LeJEPALoss(num_slices=4, kernel="triton")(torch.zeros(2, 3, 4), num_global=1)
 
 
-def test_path_reaches_the_kernel_from_the_module(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_setting_reaches_the_kernel_from_the_module(compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
     z = torch.randn(2, 8, 4, generator=torch.Generator().manual_seed(7))
     expected = SIGReg(num_slices=8)(z)
     monkeypatch.setattr(cpp_kernel, "sums", lambda x, num_knots, step: x.new_zeros(2, num_knots, x.shape[0], 8))
-    assert torch.equal(SIGReg(num_slices=8, path="eager")(z), expected)
-    assert not torch.allclose(SIGReg(num_slices=8, path="cpp")(z), expected)
+    assert torch.equal(SIGReg(num_slices=8, kernel="eager")(z), expected)
+    assert not torch.allclose(SIGReg(num_slices=8, kernel="cpp")(z), expected)
 
 
 def triton_results(file: Path, device: str) -> dict[str, Any]:
@@ -263,14 +263,14 @@ def triton_results(file: Path, device: str) -> dict[str, Any]:
 
 def write_triton_results(file: str, device: str) -> None:
     results: dict[str, Any] = {
-        f"{case} {dtype}": on_path("triton", case, dtype, device)
+        f"{case} {dtype}": on_kernel("triton", case, dtype, device)
         for case in CASES
         for dtype in (torch.float32, torch.float64)
     }
-    repeated = [on_path("triton", "several blocks of samples", torch.float32, device) for _ in range(2)]
+    repeated = [on_kernel("triton", "several blocks of samples", torch.float32, device) for _ in range(2)]
     results["repeats"] = all(torch.equal(a, b) for a, b in zip(*repeated, strict=True))
     x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).to(device).requires_grad_()
-    results["gradcheck"] = torch.autograd.gradcheck(lambda y: epps_pulley(y, path="triton"), (x,))
+    results["gradcheck"] = torch.autograd.gradcheck(lambda y: epps_pulley(y, kernel="triton"), (x,))
     torch.save(results, file)
 
 
