@@ -32,7 +32,7 @@ class SelectConfig(Frozen):
     t_max: float = Field(3.0, gt=0, description="largest frequency of the test")
     alpha: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         "auto",
-        description=f"score = total / lam^alpha; auto: {PAPER_ALPHA}, with probe results the best for the other runs",
+        description=f"score = total / lam^alpha; auto: {PAPER_ALPHA}, with probe results what fits all runs best",
     )
     budgets: tuple[int | Literal["all"], ...] = Field(
         ("all",), description="probe results: labels per class that are compared, numbers or all"

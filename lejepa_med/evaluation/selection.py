@@ -1,8 +1,8 @@
 """`select`: which of several runs is best, from the loss alone; with probe results also how far that can be trusted.
 
 The paper (arXiv 2511.08544, section 6) finds that train_loss / lambda^alpha ranks runs as their probes do. Here the
-loss of every run is measured again on the same held-out patients and views (`selection_scoring`), and the agreement
-with probe results is told with an interval over runs, alpha chosen on other runs (`selection_statistics`).
+loss of every run is measured again on the same held-out patients and views (`selection_scoring`). One alpha ranks all
+runs; the agreement with probe results is told with an interval, alpha chosen on other runs (`selection_statistics`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from lejepa_med.evaluation.selection_statistics import (
     best_alphas,
     correlate,
     correlate_left_out,
-    rank_matrix,
 )
 
 Progress = Callable[[str, int, int], None]
@@ -46,19 +45,19 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Ranked:
-    """A scored run at its place: `score = total / lam^alpha`, `position` its rank among all runs under that alpha."""
+    """A scored run at its place: `score = total / lam^alpha`, with one alpha for all runs."""
 
     row: RunScore
     alpha: float
     score: float
-    position: float
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How one outcome agrees with what is known of the runs: `(name, over all runs, among runs of equal length)`.
 
-    The first is the score that the ranking uses.
+    The first is the held-out loss as the ranking uses it: with the alpha of the settings, or with `auto` under alphas
+    that were chosen on other runs, since the one that all results chose would be judged by what it was fitted to.
     """
 
     outcome: Outcome
@@ -136,29 +135,26 @@ def scores_by_alpha(rows: Sequence[RunScore], totals: Sequence[float], alphas: S
 
 
 def rank(rows: Sequence[RunScore], outcomes: Sequence[Outcome], select: SelectConfig) -> list[Ranked]:
-    """Runs by their position, best first. `auto` gives each run the alpha that its fellow runs' results prefer."""
-    if select.alpha == "auto":
-        alphas = [_alpha_from_others(rows, run, outcomes) for run in range(len(rows))]
-    else:
-        alphas = [select.alpha] * len(rows)
-    one_group = np.zeros(len(rows), dtype=np.int64)
-    ranked = []
-    for run, (row, alpha) in enumerate(zip(rows, alphas, strict=True)):
-        scores = scores_by_alpha(rows, [other.total for other in rows], [alpha])[0]
-        position = float(rank_matrix(scores, one_group)[run].sum() + 0.5)
-        ranked.append(Ranked(row, alpha, float(scores[run]), position))
-    return sorted(ranked, key=lambda item: (item.position, item.row.total / item.row.lam**PAPER_ALPHA, item.row.name))
+    """Runs by their score, best first, all under one alpha.
+
+    With one alpha a run of lower loss and equal or larger lambda is never behind. An alpha for each run from its
+    fellows, as the correlation needs it, would not give that.
+    """
+    alpha = _alpha_of_all(rows, outcomes) if select.alpha == "auto" else select.alpha
+    scores = scores_by_alpha(rows, [row.total for row in rows], [alpha])[0]
+    ranked = [Ranked(row, alpha, float(score)) for row, score in zip(rows, scores, strict=True)]
+    return sorted(ranked, key=lambda item: (item.score, item.row.name))
 
 
-def _alpha_from_others(rows: Sequence[RunScore], run: int, outcomes: Sequence[Outcome]) -> float:
-    """The alpha with the highest rho on the other runs, averaged over outcomes; the paper's without enough of them."""
+def _alpha_of_all(rows: Sequence[RunScore], outcomes: Sequence[Outcome]) -> float:
+    """The alpha with the highest rho over all runs, averaged over outcomes; the paper's without enough of them."""
     found = []
     for outcome in outcomes:
-        others = [row for number, row in enumerate(rows) if number != run and row.name in outcome.values]
-        if len(others) >= MIN_GROUP:
-            scores = scores_by_alpha(others, [row.total for row in others])
-            values = np.array([outcome.values[row.name] for row in others])
-            ones, one_group = np.ones((1, len(others))), np.zeros(len(others), dtype=np.int64)
+        having = [row for row in rows if row.name in outcome.values]
+        if len(having) >= MIN_GROUP:
+            scores = scores_by_alpha(having, [row.total for row in having])
+            values = np.array([outcome.values[row.name] for row in having])
+            ones, one_group = np.ones((1, len(having))), np.zeros(len(having), dtype=np.int64)
             found.append(agreement(scores, values, ones, one_group))
     usable = [rho for rho in found if np.isfinite(rho).all()]
     return ALPHAS[int(best_alphas(np.mean(usable, axis=0))[0])] if usable else PAPER_ALPHA

@@ -146,15 +146,16 @@ def _size(sides: Sequence[int]) -> str:
 
 def closing_sentence(selection: Selection) -> str:
     """What the order rests on."""
+    alpha = selection.ranked[0].alpha
+    formula = f"score = total / lam^{alpha:g}"
     if selection.config.alpha != "auto":
-        return f"score = total / lam^{selection.config.alpha:g}, lower is better."
-    if len({item.alpha for item in selection.ranked}) == 1 and not selection.agreements:
-        return (
-            f"score = total / lam^{PAPER_ALPHA:g} (the paper's exponent), lower is better; no probe results were found."
-        )
+        return f"{formula}, lower is better."
+    if not selection.agreements:
+        return f"{formula} (the paper's exponent), lower is better; no probe results were found."
     return (
-        "score = total / lam^alpha, lower is better. Each run has the alpha that the probe results of the other runs "
-        "prefer, and is ranked among all runs under it; scores compare within one alpha only."
+        f"{formula}, lower is better, for all runs: the exponent under which the probe results of all of them together "
+        f"agree best with the loss ({PAPER_ALPHA:g} where they do not tell). So the order has seen these results; the "
+        f"correlation with alpha of other runs has not."
     )
 
 

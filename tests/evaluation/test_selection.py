@@ -89,7 +89,7 @@ def numbers(selection: Selection) -> dict[str, tuple[float, float, float]]:
 def test_the_order_is_that_of_total_over_lam_to_alpha(selection: Selection) -> None:
     assert {item.row.name for item in selection.ranked} == {"a", "b", "c"}
     scores = [item.score for item in selection.ranked]
-    assert scores == sorted(scores) and [item.position for item in selection.ranked] == [1, 2, 3]
+    assert scores == sorted(scores) and {item.alpha for item in selection.ranked} == {0.4}
     for item in selection.ranked:
         row = item.row
         assert row.lam == (0.3 if row.name == "b" else 0.05)
@@ -261,22 +261,33 @@ def ranked_rows() -> list[RunScore]:
     return [RunScore(Path(f"r{n}"), f"r{n}", lam=lam, totals=[q * lam**0.9]) for n, (q, lam) in enumerate(rows)]
 
 
-def test_auto_takes_alpha_from_the_other_runs_results() -> None:
-    """A run without a result is ranked by what the others prefer, and no run's own result counts for itself."""
+def test_auto_is_the_alpha_that_all_results_choose() -> None:
+    """One alpha for all runs, also for one without a result."""
     rows = ranked_rows()
     outcome = Outcome("t", "linear", "r2", "all", {row.name: -row.total / row.lam**0.9 for row in rows[:-1]})
     ranked = rank(rows, [outcome], SelectConfig())
-    chosen = {item.row.name: item.alpha for item in ranked}
-    assert chosen["r7"] == pytest.approx(0.9, abs=0.06)
+    (alpha,) = {item.alpha for item in ranked}
+    assert alpha == pytest.approx(0.9, abs=0.06)
     assert [item.row.name for item in ranked] == ["r1", "r4", "r6", "r3", "r0", "r7", "r5", "r2"]
     fixed = rank(rows, [outcome], SelectConfig(alpha=0.0))
     assert [item.row.name for item in fixed] == [row.name for row in sorted(rows, key=lambda row: row.total)]
-    before = chosen["r3"]
-    outcome.values["r3"] = 1e6
-    assert {item.row.name: item.alpha for item in rank(rows, [outcome], SelectConfig())}["r3"] == before
     assert {item.alpha for item in rank(rows, [], SelectConfig())} == {0.4}
     few = Outcome("t", "linear", "r2", "all", {"r0": 1.0, "r1": 2.0})
     assert {item.alpha for item in rank(rows, [few], SelectConfig())} == {0.4}
+
+
+def test_a_lower_loss_with_equal_or_larger_lambda_is_never_behind() -> None:
+    """Whatever the results say."""
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        lams, totals = draw.choice([0.02, 0.1, 0.3], 9), draw.uniform(1, 3, 9)
+        rows = [RunScore(Path(f"r{n}"), f"r{n}", lam=lams[n], totals=[totals[n]]) for n in range(9)]
+        outcome = Outcome("t", "linear", "r2", "all", {row.name: draw.normal() for row in rows})
+        places = {item.row.name: place for place, item in enumerate(rank(rows, [outcome], SelectConfig()))}
+        for one in rows:
+            for other in rows:
+                if one.total < other.total and one.lam >= other.lam:
+                    assert places[one.name] < places[other.name]
 
 
 def test_a_table_names_runs_by_numbers_with_zeros(tmp_path: Path) -> None:
