@@ -102,14 +102,52 @@ def left_out_positions(scores: Array, results: Array, counts: Array, groups: Gro
 
     All copies of a run leave together: else a draw with repeats would choose alpha on the run that it ranks.
     """
-    matrices = np.stack([rank_matrix(-row, groups) for row in scores])
+    matrices, of_results = np.stack([rank_matrix(-row, groups) for row in scores]), rank_matrix(results, groups)
+    rho = np.stack([_rho_without_each(matrix, of_results, counts, groups) for matrix in matrices])
     positions, chosen = np.zeros(counts.shape), np.zeros(counts.shape, dtype=np.int64)
     for run in range(counts.shape[1]):
-        others = counts.copy()
-        others[:, run] = 0
-        chosen[:, run] = best_alphas(agreement(scores, results, others, groups))
+        chosen[:, run] = best_alphas(rho[:, :, run])
         positions[:, run] = (matrices[chosen[:, run], run] * counts).sum(1)
     return positions, chosen
+
+
+def _rho_without_each(first: Array, second: Array, counts: Array, groups: Groups) -> Array:
+    """`rank_correlation` when all copies of a run have left, `[draw, run]`; rank matrices instead of ranks."""
+    weighted, weight = np.zeros((2, *counts.shape))
+    for group in np.unique(groups):
+        inside = groups == group
+        a, b, inner = first[np.ix_(inside, inside)], second[np.ix_(inside, inside)], counts[:, inside]
+        everyone = rank_correlation(inner @ a.T, inner @ b.T, inner, groups[inside])[:, None]
+        of_all, number = np.nan_to_num(everyone), inner.sum(1, keepdims=True)
+        without, fewer = _pearson_without_each(a, b, inner), number - inner
+        weighted[:, ~inside] += number * of_all
+        weight[:, ~inside] += number * np.isfinite(everyone)
+        weighted[:, inside] += fewer * np.nan_to_num(without)
+        weight[:, inside] += fewer * np.isfinite(without)
+    return np.asarray(np.divide(weighted, weight, out=np.full(counts.shape, np.nan), where=weight > 0))
+
+
+def _pearson_without_each(first: Array, second: Array, counts: Array) -> Array:
+    """Within one group. The ranks (less 1/2) of n values have the mean n / 2, ties or not, so of n runs that stay
+    cov = sum x y - n^3 / 4, and all of it is sums of quarters: exact."""
+    number = counts.sum(1, keepdims=True) - counts
+    x, y, centre = counts @ first.T, counts @ second.T, number**3 / 4
+    product = _products_without_each(first, x, second, y, counts) - centre
+    spreads = [_products_without_each(m, ranks, m, ranks, counts) - centre for m, ranks in ((first, x), (second, y))]
+    spread = np.sqrt(spreads[0] * spreads[1])
+    return np.asarray(np.divide(product, spread, out=np.full(counts.shape, np.nan), where=spread > 1e-9))
+
+
+def _products_without_each(first: Array, x: Array, second: Array, y: Array, counts: Array) -> Array:
+    """sum_k c_k x'_k y'_k over the runs k that stay when run i leaves, for every i at once: `[draw, run]`.
+
+    x'_k = x_k - c_i first_ki is the rank among those that stay; i itself has first_ii = 1/2.
+    """
+    mixed = (counts * x) @ second + (counts * y) @ first
+    own = (x - counts / 2) * (y - counts / 2)
+    return np.asarray(
+        (counts * x * y).sum(1, keepdims=True) - counts * mixed + counts**2 * (counts @ (first * second)) - counts * own
+    )
 
 
 def correlate(values: Array, results: Array, lengths: Sequence[int] | None = None) -> Correlation:

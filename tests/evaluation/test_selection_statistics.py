@@ -105,6 +105,29 @@ def test_a_run_never_votes_for_the_alpha_that_ranks_it() -> None:
         assert (before[:, run] == after[:, run]).all()
 
 
+@pytest.mark.parametrize("lengths", [1, 3])
+def test_leaving_out_is_counting_without(monkeypatch: pytest.MonkeyPatch, lengths: int) -> None:
+    """The sums of all runs at once are those of one run after another, ties, repeats and absent runs included."""
+    calls: list[int] = []
+    literal = statistics.rank_correlation
+    monkeypatch.setattr(statistics, "rank_correlation", lambda *args: calls.append(0) or literal(*args))
+    generator = np.random.default_rng(1)
+    lam, total = generator.choice([0.02, 0.1, 0.3], 14), generator.integers(2, 7, 14)
+    results, groups = generator.integers(0, 6, 14).astype(float), generator.integers(0, lengths, 14)
+    scores = np.stack([total / lam**alpha for alpha in ALPHAS])
+    counts = generator.multinomial(14, np.full(14, 1 / 14), size=60).astype(float)
+    counts[0] = 0
+    positions, chosen = left_out_positions(scores, results, counts, groups)
+    assert len(calls) <= len(ALPHAS) * lengths, "not once for every run"
+    for run in range(14):
+        others = counts.copy()
+        others[:, run] = 0
+        expected = best_alphas(agreement(scores, results, others, groups))
+        assert (chosen[:, run] == expected).all()
+        rows = [rank_matrix(-scores[alpha], groups)[run] @ count for alpha, count in zip(expected, counts, strict=True)]
+        assert positions[:, run] == pytest.approx(rows)
+
+
 def test_alpha_changes_nothing_at_one_lambda() -> None:
     total, results = np.arange(1.0, 8), -np.arange(1.0, 8)
     scores = np.stack([total / 0.05**alpha for alpha in ALPHAS])
