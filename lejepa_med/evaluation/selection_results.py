@@ -149,11 +149,14 @@ def _of_table(file: Path, rows: Sequence[RunScore]) -> Iterator[_Found]:
     if not {"run", "score"} <= set(table.columns):
         raise DataError(f"results {file}: expected columns `run, score`, got {', '.join(map(str, table.columns))}")
     by_name = {row.name: row.path.resolve() for row in rows}
+    folders = [path.name for path in by_name.values()]
     for number, (name, score) in enumerate(zip(table["run"].astype(str), table["score"], strict=True), start=2):
         try:
             value = float(score)
         except ValueError:
             raise DataError(f"results {file}: line {number}: score `{score}` is no number") from None
+        if folders.count(name) > 1:
+            raise DataError(f"results {file}: line {number}: several runs are called `{name}`; give its path")
         if math.isinf(value):
             raise DataError(f"results {file}: line {number}: score `{score}` is no number")
         if not math.isnan(value):

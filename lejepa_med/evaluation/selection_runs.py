@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,12 +93,13 @@ def open_candidates(paths: Sequence[Path], select: SelectConfig) -> tuple[list[R
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many parents as it takes to tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    names = ["/".join(own[-1:]) for own in parts]
-    for depth in range(2, max(map(len, parts), default=0) + 1):
-        doubled = {name for name in names if names.count(name) > 1}
-        names = ["/".join(own[-depth:]) if name in doubled else name for own, name in zip(parts, names, strict=True)]
+    """The folders' names, numbered where several are alike: a parent's name may be a person's, and these are shared."""
+    folders = [path.resolve().name for path in paths]
+    names: list[str] = []
+    for folder in folders:
+        numbered = (f"{folder} ({number})" for number in itertools.count(2))
+        free = (name for name in itertools.chain([folder], numbered) if name not in names)
+        names.append(next(name for name in free if name == folder or name not in folders))
     return names
 
 

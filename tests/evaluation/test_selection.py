@@ -306,9 +306,21 @@ def test_a_message_names_the_run_and_keeps_its_dots(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_names_tell_folders_apart() -> None:
-    paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/y/b/run"), Path("/z/other")]
-    assert distinct_names(paths) == ["a/run", "x/b/run", "y/b/run", "other"]
+def test_names_tell_folders_apart_without_their_parents() -> None:
+    paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/y/run (2)"), Path("/z/other"), Path("/z/c/run")]
+    assert distinct_names(paths) == ["run", "run (3)", "run (2)", "other", "run (4)"]
+
+
+def test_a_table_must_tell_runs_of_one_name_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
+    rows = [RunScore(path, name) for path, name in zip(paths, distinct_names(paths), strict=True)]
+    table = tmp_path / "scores.csv"
+    table.write_text(f"run,score\n{paths[1]},1\n{paths[0]},2\n")
+    (outcome,) = read_results(rows, [table], SelectConfig())
+    assert outcome.values == {"run": 2.0, "run (2)": 1.0}
+    table.write_text("run,score\nrun,1\n")
+    with pytest.raises(DataError, match="line 2: several runs are called `run`; give its path"):
+        read_results(rows, [table], SelectConfig())
 
 
 def test_files_name_no_path_and_repeat_the_protocol(
