@@ -66,7 +66,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Selection:
-    """The ranking, best run first, the runs without a score, and the agreement with probe results where there are."""
+    """The ranking, best run first, the runs without a score, and the agreement with probe results where there are.
+
+    `notes` name results that were found but not used.
+    """
 
     ranked: list[Ranked]
     not_scored: list[RunScore]
@@ -75,6 +78,7 @@ class Selection:
     views: ViewsConfig
     held_out_patients: int
     samples: int
+    notes: list[str]
 
 
 def select_runs(
@@ -87,7 +91,7 @@ def select_runs(
     """
     device = pick_device(select.device)
     rows, candidates = open_candidates(paths, select)
-    outcomes = read_results(rows, results, select)
+    outcomes, notes = read_results(rows, results, select)
     if not candidates:
         raise DataError(_none_scored(rows))
     held_out = held_out_source(candidates[0].config)
@@ -107,6 +111,7 @@ def select_runs(
         views=protocol.views,
         held_out_patients=len(set(held_out.patients)),
         samples=protocol.samples,
+        notes=notes,
     )
 
 

@@ -64,6 +64,7 @@ def as_json(selection: Selection) -> dict[str, Any]:
             **settings(selection).model_dump(mode="json", exclude={"version", "cache", "device"}),
         },
         "agreements": [_agreement_json(agreement) for agreement in selection.agreements],
+        "notes": selection.notes,
     }
 
 
@@ -110,6 +111,7 @@ def plain_text(selection: Selection) -> str:
     """What is printed."""
     parts = [protocol_sentence(selection), _aligned(_ranking_table(selection))]
     parts += [f"not scored: {row.name}: {row.problem}" for row in selection.not_scored]
+    parts += selection.notes
     for agreement in selection.agreements:
         parts += [agreement.outcome.title, _aligned(_agreement_table(agreement)), "\n".join(sentences(agreement))]
     return "\n\n".join([*parts, closing_sentence(selection)])
@@ -120,6 +122,7 @@ def markdown(selection: Selection) -> str:
     parts = ["# Runs ranked by their held-out loss", protocol_sentence(selection)]
     parts += [_pipes(_ranking_table(selection)), "![ranking](selection.png)"]
     parts += [f"Not scored: **{row.name}**: {row.problem}." for row in selection.not_scored]
+    parts += [f"{note[0].upper()}{note[1:]}." for note in selection.notes]
     for agreement in selection.agreements:
         parts += [f"## {agreement.outcome.title}", _pipes(_agreement_table(agreement)), *sentences(agreement)]
     parts += [closing_sentence(selection), "## Settings", f"```yaml\n{dump_yaml(settings(selection))}```"]

@@ -1,6 +1,6 @@
 """Probe results of runs: what `probe` and `benchmark` wrote, or a CSV of one's own.
 
-RUN/probe*/result.json        found by itself
+RUN/probe*/result.json        found by itself, if its encoder is a folder of that run's name
 --results FOLDER              of `probe`, `finetune` or `benchmark`; encoders of the kind `run` name their runs
 --results FILE.json           a result.json
 --results FILE.csv            columns `run, score`; higher is better
@@ -52,31 +52,56 @@ class _Found:
     settings: dict[str, Any]
 
 
-def read_results(rows: Sequence[RunScore], extra: Sequence[Path], select: SelectConfig) -> list[Outcome]:
-    """Outcomes by task, method, metric and budget, each with the runs that have it.
+def read_results(
+    rows: Sequence[RunScore], extra: Sequence[Path], select: SelectConfig
+) -> tuple[list[Outcome], list[str]]:
+    """Outcomes by task, method, metric and budget, each with the runs that have it; and what was left out, and why.
 
     Raises:
         DataError: a file is no result, names no run of these, contradicts another, or was probed in another way.
     """
     by_path = {row.path.resolve(): row.name for row in rows}
     outcomes: dict[tuple[str, ...], Outcome] = {}
+    notes = []
     for row in rows:
         for file in sorted(row.path.glob("probe*/result.json")):
-            for found in _of_result(file, select):
+            of_run, others = _of_own_folder(file, row, select)
+            for found in of_run:
                 _add(outcomes, row.name, found)
+            notes += others
     for path in extra:
-        matched = False
+        matched, unknown = False, []
         for found in _read(path, rows, select):
             name = by_path.get(found.run)
             if name is not None:
                 _add(outcomes, name, found)
                 matched = True
+            else:
+                unknown.append(found.run.name)
         if not matched:
             raise DataError(
                 f"results {path}: no result there is of a run given here, at the label budgets asked for; "
                 f"runs: {', '.join(row.name for row in rows)}; budgets: {', '.join(map(str, select.budgets))}"
             )
-    return [outcomes[key] for key in sorted(outcomes)]
+        if unknown and path.suffix == ".csv":  # a benchmark has other encoders; who writes a table means these runs
+            notes.append(f"results {path.name}: {len(unknown)} rows are of no run given here: {', '.join(unknown)}")
+    return [outcomes[key] for key in sorted(outcomes)], notes
+
+
+def _of_own_folder(file: Path, row: RunScore, select: SelectConfig) -> tuple[list[_Found], list[str]]:
+    """What a file inside a run's folder says about this run: other encoders are probed there for comparison.
+
+    Runs are moved, with their results: the name of the folder must be that of the encoder, not its place.
+    """
+    found = list(_of_result(file, select))
+    encoders = {result.run.name for result in found if result.run.name != row.path.resolve().name}
+    if not encoders:
+        return found, []
+    (encoder,) = encoders
+    return [], [
+        f"results {row.name}/{file.parent.name}: of encoder {encoder}, not of this run, so left out; if the run was "
+        f"renamed, give its results as a CSV"
+    ]
 
 
 def _add(outcomes: dict[tuple[str, ...], Outcome], name: str, found: _Found) -> None:

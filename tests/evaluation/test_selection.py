@@ -18,7 +18,7 @@ import lejepa_med
 from lejepa_med.config import SelectConfig, load_config
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.selection import RunScore, Selection, rank, select_runs
-from lejepa_med.evaluation.selection_pages import plain_text, settings, write_selection
+from lejepa_med.evaluation.selection_pages import as_json, plain_text, settings, write_selection
 from lejepa_med.evaluation.selection_results import Outcome, read_results
 from lejepa_med.evaluation.selection_runs import distinct_names, first_line, held_out_source, open_candidates, rebuild
 from lejepa_med.evaluation.selection_scoring import use_batch_statistics
@@ -224,7 +224,7 @@ def test_results_are_found_in_runs_files_and_tables(copied: Callable[..., Path],
     apart = tmp_path / "apart.json"
     apart.write_text(result(paths[3] / "backbone.safetensors", {"linear": 0.7}))
     table = tmp_path / "radiologist.csv"
-    table.write_text(f"run,score\nrun0,1\n{paths[1]},2\nelsewhere,3\nrun2,\n")
+    table.write_text(f"run,score\nrun0,1\n{paths[1]},2\nelsewhere,3\nrun2,\n{tmp_path}/away/old,4\n")
     one = FAST.model_copy(update={"draws": 1})
     found = select_runs(paths, one, [apart, table])
     outcomes = {agreement.outcome.title: agreement.outcome.values for agreement in found.agreements}
@@ -236,6 +236,8 @@ def test_results_are_found_in_runs_files_and_tables(copied: Callable[..., Path],
     assert len(outcomes) == 3
     text = plain_text(found)
     assert "4 runs are too few to stand for others (6 are needed)" in text
+    assert "\n\nresults radiologist.csv: 2 rows are of no run given here: elsewhere, old\n\n" in text
+    assert str(tmp_path) not in json.dumps(as_json(found)) and found.notes == as_json(found)["notes"]
 
     (paths[0] / "probe" / "result.json").write_text(result(paths[0], {"linear": 0.0}, test_rows=10))
     with pytest.raises(DataError, match=r"test_rows is 9, but 10 for run0; probe all runs with one config"):
@@ -251,6 +253,18 @@ def test_results_are_found_in_runs_files_and_tables(copied: Callable[..., Path],
             select_runs(paths[1:], one, [table])
     with pytest.raises(DataError, match="no result there is of a run given here"):
         select_runs(paths[1:3], one, [apart])
+
+
+def test_another_encoder_probed_in_a_runs_folder_is_not_the_run(tmp_path: Path) -> None:
+    """DINOv2 beside the run, for comparison; a run that was moved with its results is still itself."""
+    run = tmp_path / "here" / "run0"
+    for name, encoder in (("probe", Path("/there/run0/backbone.safetensors")), ("probe_dino", Path("/dino/vits14"))):
+        (run / name).mkdir(parents=True)
+        (run / name / "result.json").write_text(result(encoder, {"linear": 0.3 if name == "probe" else 0.9}))
+    (outcome,), notes = read_results([RunScore(run, "run0")], [], SelectConfig())
+    assert outcome.values == {"run0": 0.3}
+    (note,) = notes
+    assert note.startswith("results run0/probe_dino: of encoder vits14, not of this run, so left out")
 
 
 def ranked_rows() -> list[RunScore]:
@@ -294,7 +308,7 @@ def test_a_table_names_runs_by_numbers_with_zeros(tmp_path: Path) -> None:
     rows = [RunScore(tmp_path / name, name) for name in ("001", "002")]
     table = tmp_path / "scores.csv"
     table.write_text("run,score\n001,1\n002,2\n")
-    (outcome,) = read_results(rows, [table], SelectConfig())
+    (outcome,), _ = read_results(rows, [table], SelectConfig())
     assert outcome.values == {"001": 1.0, "002": 2.0}
 
 
@@ -316,7 +330,7 @@ def test_a_table_must_tell_runs_of_one_name_apart(tmp_path: Path) -> None:
     rows = [RunScore(path, name) for path, name in zip(paths, distinct_names(paths), strict=True)]
     table = tmp_path / "scores.csv"
     table.write_text(f"run,score\n{paths[1]},1\n{paths[0]},2\n")
-    (outcome,) = read_results(rows, [table], SelectConfig())
+    (outcome,), _ = read_results(rows, [table], SelectConfig())
     assert outcome.values == {"run": 2.0, "run (2)": 1.0}
     table.write_text("run,score\nrun,1\n")
     with pytest.raises(DataError, match="line 2: several runs are called `run`; give its path"):
