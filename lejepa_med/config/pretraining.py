@@ -34,7 +34,8 @@ class DataConfig(Frozen):
         0.1,
         ge=0,
         lt=1,
-        description="share of the other patients kept aside for the held-out loss (diagnostics, select); 0 = none",
+        description="share of the other patients (about 512 at most) kept aside for the held-out loss (diagnostics, "
+        "select); 0 = none",
     )
     workers: int = Field(0, ge=0, description="loader processes; the batches are the same for any number")
 

@@ -18,12 +18,19 @@ MIN_MONITORED = 8
 """With fewer patients than this a held-out loss says nothing, so none is kept aside."""
 
 
+MAX_MONITORED = 512
+"""About as many are enough for any held-out loss: the rest of a large archive is trained on."""
+
+
 def is_monitored(patient_keys: Sequence[str], fraction: float, seed: int) -> NDArray[np.bool_]:
     """True for patients kept aside from pretraining to measure its loss on; nobody, if they were under 8 patients.
 
-    Independent of `is_held_out`: of the patients that are not tested on, this share is monitored.
+    Independent of `is_held_out`: of the patients that are not tested on, this share is monitored, or about 512 of them
+    if that is less. Then a growing archive lowers the share: a patient that was there before stays aside or is
+    released to training, and nobody who was trained on is ever kept aside.
     """
-    chosen = np.array([_uniform(key, seed, "monitor") < fraction for key in patient_keys], dtype=bool)
+    share = min(fraction, MAX_MONITORED / max(1, len(set(patient_keys))))
+    chosen = np.array([_uniform(key, seed, "monitor") < share for key in patient_keys], dtype=bool)
     patients = {key for key, monitored in zip(patient_keys, chosen, strict=True) if monitored}
     return chosen if MIN_MONITORED <= len(patients) < len(set(patient_keys)) else np.zeros_like(chosen)
 

@@ -191,4 +191,7 @@ def _require_unseen(row: RunScore, held_out: Source) -> None:
     aside = set(held_out.patients)
     seen = aside & set(pd.read_csv(file, dtype=str)["patient_key"])
     if seen:
-        raise NotScoredError(f"it was trained on {len(seen)} of the {len(aside)} held-out patients")
+        raise NotScoredError(
+            f"it was trained on {len(seen)} of the {len(aside)} held-out patients: when it started, too few were "
+            "there to keep any aside, or its version did not; pretrain it anew on the cache as it is now"
+        )

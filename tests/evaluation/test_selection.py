@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import yaml
 
 import lejepa_med
 from lejepa_med.config import SelectConfig, load_config
+from lejepa_med.data import splits
+from lejepa_med.data.cache import Cache
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.selection import RunScore, Selection, rank, select_runs
 from lejepa_med.evaluation.selection_pages import as_json, plain_text, settings, write_selection
 from lejepa_med.evaluation.selection_results import Outcome, read_results
 from lejepa_med.evaluation.selection_runs import distinct_names, first_line, held_out_source, open_candidates, rebuild
 from lejepa_med.evaluation.selection_scoring import use_batch_statistics
+from lejepa_med.training.log import read_log
 
 from .conftest import HOLDOUT, MODEL, Archive
 
@@ -199,6 +204,29 @@ def test_a_moved_cache_is_named_once(
     moved = copied("moved", data__cache=str(tmp_path / "gone"))
     found = select_runs([moved], FAST.model_copy(update={"cache": archive.cache.folder}))
     assert numbers(found)["moved"] == numbers(selection)["a"]
+
+
+def test_runs_from_before_a_cache_grew(
+    archive: Archive, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its patients of then are aside or released; only one that kept nobody aside has seen those of now."""
+    monkeypatch.setattr(splits, "MAX_MONITORED", 10)
+    cache = tmp_path / "cache"
+    shutil.copytree(archive.cache.folder, cache)
+    whole = pd.read_parquet(cache / "manifest.parquet")
+    found = {}
+    for name, patients in (("tiny", 20), ("half", 38), ("new", 48)):
+        whole[whole["patient_key"] < f"patient{patients:03d}"].to_parquet(cache / "manifest.parquet")
+        found[name] = pretrain(replace(archive, cache=Cache.open(cache)), tmp_path / name)
+    assert not {"held_out_total"} & set(read_log(found["tiny"], "diagnostics")[-1])
+    selection = select_runs(list(found.values()), FAST)
+    assert {item.row.name for item in selection.ranked} == {"half", "new"}
+    (row,) = selection.not_scored
+    assert re.fullmatch(
+        r"it was trained on \d of the \d+ held-out patients: when it started, too few were there to keep any aside, "
+        r"or its version did not; pretrain it anew on the cache as it is now",
+        row.problem,
+    )
 
 
 def test_nobody_kept_aside_is_one_sentence(copied: Callable[..., Path]) -> None:
