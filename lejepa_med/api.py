@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import yaml
 
@@ -21,10 +20,11 @@ from lejepa_med.backbones import Backbone, build
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
-from lejepa_med.data.cache import CachedVolume, write_atomically
+from lejepa_med.data.cache import CachedVolume
 from lejepa_med.data.dataset import DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
+from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size, cache_source
@@ -163,16 +163,16 @@ def run_pretraining(
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     dataset, held_out = step_datasets(config, source, size)
     seen = dataset.source
-    keys = pd.DataFrame({"series_key": seen.keys, "patient_key": seen.patients})
+    record = record_of(seen, config.init_from)
     if resume:
-        _require_same_series(out, keys)
+        require_same_series(out, record)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     choose_device(config.train.device)
     out.mkdir(parents=True, exist_ok=True)
     draw_views(config, dataset, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(spec))
-    write_atomically(out / "pretraining_series.csv", keys.to_csv(index=False).encode())
+    write_record(out, record)
     finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress, warn=warn)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
@@ -212,19 +212,6 @@ def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
-
-
-def _require_same_series(out: Path, keys: pd.DataFrame) -> None:
-    """Batches are drawn from these series, and the file is the only record of who was trained on."""
-    file = out / "pretraining_series.csv"
-    if not file.exists():
-        return
-    before = pd.read_csv(file, dtype=str, keep_default_na=False)
-    if before.to_numpy().tolist() != keys.to_numpy().tolist():
-        raise DataError(
-            f"run {out}: started on {len(before)} series that are not the {len(keys)} there are now (another cache, "
-            "one that has grown, or an older version of lejepa-med); start a new run instead"
-        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig, EvaluationDataConfig, RunEncoder, TaskConfig
 from lejepa_med.data.cache import Cache, file_digest
+from lejepa_med.data.pretraining_record import FILE, is_complete, read_record
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.encoders import methods_of, table_digest, weights_digest
 from lejepa_med.evaluation.labels import LabelledSet, load_labels
@@ -127,17 +128,21 @@ class Grid:
             if not isinstance(encoder, RunEncoder):
                 continue
             folder = encoder.path if encoder.path.is_dir() else encoder.path.parent
-            file = folder / "pretraining_series.csv"
-            if not file.exists():
-                found[encoder.name] = "not checked: no pretraining_series.csv beside the weights"
+            if not (folder / FILE).exists():
+                found[encoder.name] = f"not checked: no {FILE} beside the weights"
                 continue
-            seen = self._leaked(pd.read_csv(file, dtype=str))
+            record = read_record(folder)
+            seen = self._leaked(record)
             if seen and not self.config.transductive:
                 raise DataError(
                     f"encoder {encoder.name}: it was pretrained on {len(seen)} of the test patients; "
                     f"use the holdout of its pretraining, or set transductive=true to compare all the same"
                 )
             found[encoder.name] = f"transductive: saw {len(seen)} test patients" if seen else "checked"
+            if not seen and not is_complete(record):
+                found[encoder.name] = (
+                    "not checked: trained on data given in Python, or started from weights without a record"
+                )
         return found
 
     def _leaked(self, pretraining: pd.DataFrame) -> set[str]:
@@ -146,9 +151,9 @@ class Grid:
         for task in self.tasks.values():
             test = task.labelled.table.iloc[task.split.test]
             groups = np.asarray(task.test_groups)
-            leaked |= leaked_patients(pretraining["patient_key"].dropna(), groups.tolist())
+            leaked |= leaked_patients(set(pretraining["patient_key"]) - {""}, groups.tolist())
             for column in ("patient_key", "series_key"):
-                leaked |= set(groups[test[column].isin(pretraining[column].dropna()).to_numpy()])
+                leaked |= set(groups[test[column].isin(set(pretraining[column]) - {""}).to_numpy()])
         return leaked
 
 

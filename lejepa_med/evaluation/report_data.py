@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig
 from lejepa_med.config.loading import load_config
 from lejepa_med.data.cache import Cache
+from lejepa_med.data.pretraining_record import FILE, read_record
 from lejepa_med.errors import DataError
 
 Row = dict[str, Any]
@@ -134,12 +134,12 @@ class Benchmark:
             return stored["features"], stored["series_key"].tolist(), stored["patient_key"].tolist()
 
     def pretraining(self) -> tuple[int, int] | None:
-        """Volumes and patients that the run was pretrained on."""
-        file = self.run / "pretraining_series.csv" if self.run is not None else None
-        if file is None or not file.is_file():
+        """Volumes and patients that the run was pretrained on, with those of the runs that it started from."""
+        if self.run is None or not (self.run / FILE).is_file():
             return None
-        table = pd.read_csv(file, dtype=str)
-        return len(table), int(table["patient_key"].nunique())
+        record = read_record(self.run)
+        record = record[record["origin"] != "unknown"]
+        return len(record), int(record["patient_key"].nunique())
 
 
 def without_paths(text: str) -> str:

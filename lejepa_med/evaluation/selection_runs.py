@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from lejepa_med.backbones import build
 from lejepa_med.config import PretrainConfig, SelectConfig, load_config
 from lejepa_med.data.dataset import Source, split_monitored
+from lejepa_med.data.pretraining_record import FILE, is_complete, read_record
 from lejepa_med.data.splits import MIN_MONITORED
 from lejepa_med.data.training_source import cache_source
 from lejepa_med.errors import DataError, UserError, WeightsError
@@ -185,13 +185,21 @@ def rebuild(candidate: Candidate, held_out: Source) -> Pretrainer:
 
 def _require_unseen(row: RunScore, held_out: Source) -> None:
     """A run from before patients were kept aside was trained on them: its loss there is no held-out loss."""
-    file = row.path / "pretraining_series.csv"
-    if not file.exists():
-        raise NotScoredError("its pretraining_series.csv is missing, so whom it was trained on is not known")
+    if not (row.path / FILE).exists():
+        raise NotScoredError(f"its {FILE} is missing, so whom it was trained on is not known")
+    record = read_record(row.path)
     aside = set(held_out.patients)
-    seen = aside & set(pd.read_csv(file, dtype=str)["patient_key"])
+    seen = aside & set(record.loc[record["origin"] == "run", "patient_key"])
     if seen:
         raise NotScoredError(
             f"it was trained on {len(seen)} of the {len(aside)} held-out patients: when it started, too few were "
             "there to keep any aside, or its version did not; pretrain it anew on the cache as it is now"
         )
+    before = aside & set(record["patient_key"])
+    if before:
+        raise NotScoredError(
+            f"it started from weights (init_from) that were trained on {len(before)} of the {len(aside)} held-out "
+            "patients"
+        )
+    if not is_complete(record):
+        raise NotScoredError("it started from weights (init_from) without a record of whom they were trained on")

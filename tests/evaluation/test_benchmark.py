@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lejepa_med.config.evaluation import (
@@ -26,6 +27,7 @@ from lejepa_med.data.splits import is_held_out
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation import benchmark
 from lejepa_med.evaluation.benchmark import plan, run_benchmark
+from lejepa_med.evaluation.grid import Grid
 from lejepa_med.evaluation.single import run_finetune, run_probe
 
 from .conftest import HOLDOUT, Archive
@@ -166,6 +168,27 @@ def test_run_without_a_list_of_series_says_so(
     (run.path / "pretraining_series.csv").unlink()
     summary = run_benchmark(config_of(archive, run, methods=("knn",)), tmp_path)
     assert summary.leaks["LeJEPA"].startswith("not checked")
+
+
+def test_a_leak_through_the_first_weights_is_found(
+    archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path
+) -> None:
+    patients = archive.truth["patient_key"].unique()
+    held_out = is_held_out(patients, HOLDOUT.test_fraction, HOLDOUT.seed)
+    record = pd.DataFrame({"series_key": "x", "patient_key": patients[~held_out], "origin": "run"})
+    seen = pd.DataFrame({"series_key": "y", "patient_key": patients[held_out][:3], "origin": "ancestor"})
+    unknown = pd.DataFrame({"series_key": [""], "patient_key": [""], "origin": ["unknown"]})
+    run = make_run()
+    for tables, said in (([record, seen], "pretrained on 3 of the"), ([record, unknown], ""), ([record], "")):
+        pd.concat(tables).to_csv(run.path / "pretraining_series.csv", index=False)
+        grid = Grid.open(config_of(archive, run))
+        if said:
+            with pytest.raises(DataError, match=said):
+                grid.leaks()
+        else:
+            assert grid.leaks()["LeJEPA"].startswith("checked" if len(tables) == 1 else "not checked: trained on data")
+    pd.DataFrame({"series_key": ["item 0"], "patient_key": ["item 0"]}).to_csv(run.path / "pretraining_series.csv")
+    assert Grid.open(config_of(archive, run)).leaks()["LeJEPA"].startswith("not checked: trained on data given in")
 
 
 def test_probe_is_the_benchmark_of_one_row(

@@ -229,6 +229,25 @@ def test_runs_from_before_a_cache_grew(
     )
 
 
+def test_what_the_first_weights_saw_is_seen(
+    archive: Archive, runs: list[Path], copied: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By a run that keeps patients aside, from one that did not, and from weights that tell nothing."""
+    everyone = copied("everyone")
+    whole = pd.DataFrame({"series_key": archive.truth["series_key"], "patient_key": archive.truth["patient_key"]})
+    whole.to_csv(everyone / "pretraining_series.csv", index=False)
+    shutil.copy(runs[0] / "backbone.safetensors", tmp_path / "bare.safetensors")
+    starts = {"fair": runs[0], "leaky": everyone, "bare": tmp_path / "bare.safetensors"}
+    found = select_runs([pretrain(archive, tmp_path / name, init_from=str(at)) for name, at in starts.items()], FAST)
+    assert [item.row.name for item in found.ranked] == ["fair"]
+    problems = {row.name: row.problem for row in found.not_scored}
+    number = found.held_out_patients
+    assert problems == {
+        "leaky": f"it started from weights (init_from) that were trained on {number} of the {number} held-out patients",
+        "bare": "it started from weights (init_from) without a record of whom they were trained on",
+    }
+
+
 def test_nobody_kept_aside_is_one_sentence(copied: Callable[..., Path]) -> None:
     with pytest.raises(DataError, match=r"data.monitor_fraction 0.0 of \d+ patients keeps fewer than 8 aside"):
         select_runs([copied("all", data__monitor_fraction=0.0)], FAST)

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -22,12 +23,14 @@ import lejepa_med
 from lejepa_med.api import Run
 from lejepa_med.backbones import Backbone
 from lejepa_med.config import ModelConfig, OptimConfig
+from lejepa_med.data.pretraining_record import is_complete, read_record
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError, WeightsError
 from lejepa_med.training.checkpoint import load_checkpoint
 from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.monitor import diagnose, effective_rank
 from lejepa_med.training.optimizer import build_optimizer, learning_rate
+from lejepa_med.weights import export
 
 MODEL = ModelConfig(name="resnet10_3d", width=0.125, stem_pool=False)
 TINY: dict[str, Any] = {
@@ -267,6 +270,28 @@ def test_init_from_starts_with_those_weights(undisturbed: Path, tmp_path: Path) 
     old = lejepa_med.load_backbone(undisturbed).state_dict()
     for key, value in started.backbone().named_parameters():
         torch.testing.assert_close(value, old[key], rtol=0, atol=1e-9)
+
+
+def test_whom_the_first_weights_saw_stays_in_the_record(undisturbed: Path, tmp_path: Path) -> None:
+    """Also through a second start; weights without a record leave a row that says so; a resumed run keeps its own."""
+    second = run(tmp_path / "second", Balls(3), init_from=str(undisturbed), train={"steps": 1}).path
+    third = tmp_path / "third"
+    run(third, Balls(2), init_from=str(second / "backbone.safetensors"), train={"steps": 4})
+    table = pd.read_csv(third / "pretraining_series.csv", keep_default_na=False)
+    assert table["series_key"].tolist() == [f"item {number}" for number in range(12)]
+    assert table["origin"].tolist() == ["run"] * 2 + ["ancestor"] * 10
+    record = (third / "pretraining_series.csv").read_bytes()
+    rewind(third, 2)
+    assert run(third, Balls(2), True, init_from=str(second / "backbone.safetensors"), train={"steps": 4}).finished
+    assert (third / "pretraining_series.csv").read_bytes() == record
+
+    shutil.copy(undisturbed / "backbone.safetensors", tmp_path / "bare.safetensors")
+    for start in (tmp_path / "bare.safetensors", export(undisturbed, tmp_path / "export")):
+        bare = run(tmp_path / f"from {start.name}", Balls(3), init_from=str(start), train={"steps": 1}).path
+        table = pd.read_csv(bare / "pretraining_series.csv", keep_default_na=False)
+        assert table.to_numpy().tolist()[3:] == [["", "", "unknown"]]
+        again = run(tmp_path / f"then {start.name}", Balls(3), init_from=str(bare), train={"steps": 1}).path
+        assert not is_complete(read_record(again)), "it is not forgotten by a run in between"
 
 
 def phantom(folder: Path, number: int, ct: bool = False) -> Path:
