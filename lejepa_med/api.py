@@ -21,7 +21,15 @@ from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config import ModelConfig, PretrainConfig, dump_yaml, load_config, validate
 from lejepa_med.config.loading import set_path
 from lejepa_med.data.cache import CachedVolume
-from lejepa_med.data.dataset import DatasetSource, Item, ListSource, Source, StepDataset, split_monitored
+from lejepa_med.data.dataset import (
+    DatasetSource,
+    Item,
+    ListSource,
+    Source,
+    StepDataset,
+    number_patients,
+    split_monitored,
+)
 from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
@@ -67,6 +75,7 @@ def pretrain(
     resume: bool = False,
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
+    patients: Sequence[Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Pretrains a backbone with LeJEPA and leaves a run directory in `out`.
@@ -77,6 +86,8 @@ def pretrain(
     sections (`train={"steps": 100}`) or dotted; those of the sections `data` and `model` are always dotted
     (`**{"model.width": 0.5}`). NIfTI files of a list are MRI unless `**{"data.modalities": ["ct"]}` says otherwise.
     A torch dataset brings arrays of unknown spacing: its backbone takes arrays too (`backbone(images)`), not files.
+    `patients` says whose each item of a list or dataset is, by any id; files get numbers instead. Without it each item
+    counts as a patient of its own, and nobody is kept aside for the held-out loss.
     `warn=print` shows what the diagnostics advise while it trains; `run.advice()` is what holds at the end.
 
     Example:
@@ -94,7 +105,7 @@ def pretrain(
         values.setdefault("data", {})["cache"] = str(data)
     config = validate(PretrainConfig, values, "settings")
     own = model if isinstance(model, Backbone) else None
-    source, preprocess = open_source(data, config)
+    source, preprocess = open_source(data, config, patients)
     return run_pretraining(config, source, preprocess, Path(out), own=own, resume=resume, progress=progress, warn=warn)
 
 
@@ -108,16 +119,23 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def open_source(data: Any, config: PretrainConfig) -> tuple[Source, PreprocessSpec | None]:
+def open_source(
+    data: Any, config: PretrainConfig, patients: Sequence[Any] | None = None
+) -> tuple[Source, PreprocessSpec | None]:
     """Training items and how they were prepared (None: elsewhere); test patients of a cache are left out."""
     if data is None or isinstance(data, str | Path):
+        if patients is not None:
+            raise DataError("patients: a cache knows whose its series are; give patients with a list or dataset only")
         source = cache_source(config)
         return source, source.cache.preprocess
     preprocess = PreprocessSpec()
     if isinstance(data, Sequence):
-        return ListSource(_read_all(data, config.data.modalities, preprocess)), preprocess
+        numbered = None if patients is None else number_patients(patients, len(data))
+        items = _read_all(data, config.data.modalities, preprocess)
+        of_key = {f"item {number}": patient for number, patient in enumerate(numbered or [])}
+        return ListSource(items, [of_key[item.key] for item in items] if of_key else None), preprocess
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return DatasetSource(data), None
+        return DatasetSource(data, patients), None
     raise DataError(f"data: expected a cache folder, a list of scans or a torch dataset, got a {type(data).__name__}")
 
 

@@ -37,9 +37,13 @@ class Item:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where items come from. `patients[i]` groups items that must not meet in a batch."""
+    """Where items come from. `patients[i]` groups items that must not meet in a batch.
+
+    `patients_known` is False if each item stands for a patient only because nobody said whose it is.
+    """
 
     patients: list[str]
+    patients_known: bool
     keys: list[str]
 
     def read(self, index: int, draw: torch.Generator) -> Item:
@@ -48,6 +52,8 @@ class Source(Protocol):
 
 class CacheSource:
     """Volumes, slices or images of a cache. `plane` is given for slices."""
+
+    patients_known = True
 
     def __init__(self, cache: Cache, table: pd.DataFrame, plane: str | None = None) -> None:
         self.cache, self.plane = cache, plane
@@ -68,15 +74,16 @@ class CacheSource:
 class DatasetSource:
     """Any map-style torch dataset: tensors `[channel, *spatial]` in [0, 1], or dictionaries or tuples holding one.
 
-    Each item counts as a patient of its own unless `patients` says otherwise.
+    Each item counts as a patient of its own unless `patients` (one id per item) says otherwise.
     """
 
-    def __init__(self, dataset: Any, patients: list[str] | None = None, spacing_mm: tuple[float, ...] = ()) -> None:
+    def __init__(self, dataset: Any, patients: Sequence[Any] | None = None, spacing_mm: tuple[float, ...] = ()) -> None:
         if len(dataset) == 0:
             raise DataError("the dataset is empty")
         self.dataset, self.spacing_mm = dataset, spacing_mm
         self.keys = [f"item {number}" for number in range(len(dataset))]
-        self.patients = patients or self.keys
+        self.patients_known = patients is not None
+        self.patients = self.keys if patients is None else number_patients(patients, len(dataset))
 
     def read(self, index: int, draw: torch.Generator) -> Item:
         del draw
@@ -90,14 +97,18 @@ class DatasetSource:
 
 
 class ListSource:
-    """Prepared items in memory, each a patient of its own. `largest` is the largest extent along each axis."""
+    """Prepared items in memory. `patients` names that of each; without, items of one key are a patient of their own.
 
-    def __init__(self, items: list[Item]) -> None:
+    `largest` is the largest extent along each axis.
+    """
+
+    def __init__(self, items: list[Item], patients: list[str] | None = None) -> None:
         if not items:
             raise DataError("the list of scans is empty")
         self.items = items
         self.keys = [item.key for item in items]
-        self.patients = self.keys
+        self.patients_known = patients is not None
+        self.patients = self.keys if patients is None else patients
         self.largest = tuple(max(sides) for sides in zip(*[item.array.shape[1:] for item in items], strict=True))
 
     def read(self, index: int, draw: torch.Generator) -> Item:
@@ -110,6 +121,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
+        self.patients_known = source.patients_known
         self.patients = [source.patients[index] for index in self.indices]
         self.keys = [source.keys[index] for index in self.indices]
 
@@ -117,8 +129,28 @@ class Subset:
         return self.source.read(self.indices[index], draw)
 
 
+def number_patients(ids: Sequence[Any], items: int) -> list[str]:
+    """`patient 0`, `patient 1`, ... as ids first appear: an id must not reach a file, nor its hash without a secret.
+
+    Raises:
+        DataError: there are not as many ids as items, or one is empty.
+    """
+    texts = ["" if value is None or value != value else str(value).strip() for value in ids]
+    if len(texts) != items:
+        raise DataError(f"patients: {len(texts)} ids for {items} items; give one per item, in their order")
+    if "" in texts:
+        raise DataError(f"patients: item {texts.index('')} has no id; give one per item")
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    return [f"patient {numbers[text]}" for text in texts]
+
+
 def split_monitored(source: Source, fraction: float, seed: int) -> tuple[Source, Source | None]:
-    """What to train on, and the patients kept aside for the held-out loss (None: too few, or none asked for)."""
+    """What to train on, and the patients kept aside for the held-out loss (None: too few, not known, none asked for).
+
+    Items of which it is not known whose they are would have their patient on both sides.
+    """
+    if not source.patients_known:
+        return source, None
     monitored = is_monitored(source.patients, fraction, seed)
     if not monitored.any():
         return source, None

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lejepa_med.data.cache import Cache, entry_name, entry_path, file_digest, write_entry, write_settings
-from lejepa_med.data.dataset import CacheSource, DatasetSource, Item, ListSource, StepDataset, base_crop
+from lejepa_med.data.dataset import (
+    CacheSource,
+    DatasetSource,
+    Item,
+    ListSource,
+    StepDataset,
+    base_crop,
+    split_monitored,
+)
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.errors import DataError
 from lejepa_med.randomness import generator
@@ -182,6 +190,33 @@ def test_any_dataset_of_tensors(wrap) -> None:  # type: ignore[no-untyped-def]
     np.testing.assert_allclose(read.array, tensors[1].numpy() * 255, rtol=1e-6)
     assert read.spacing_mm == (1.0, 1.0)
     assert source.keys == ["item 0", "item 1", "item 2"]
+    assert source.patients == ["patient 0", "patient 0", "patient 1"], "ids stay outside"
+
+
+def test_nobody_is_kept_aside_of_items_that_may_be_of_one_patient() -> None:
+    tensors = [torch.zeros(1, 2, 2)] * 60
+    assert split_monitored(DatasetSource(tensors), 0.5, 0)[1] is None
+    ids = [number // 2 for number in range(60)]
+    seen, aside = split_monitored(DatasetSource(tensors, ids), 0.5, 0)
+    assert aside is not None and not set(seen.patients) & set(aside.patients)
+    assert {aside.patients.count(patient) for patient in aside.patients} == {2}
+    listed = [item(np.zeros((2, 2)))] * 60
+    assert split_monitored(ListSource(listed), 0.5, 0)[1] is None
+    assert split_monitored(ListSource(listed, [f"patient {number}" for number in range(60)]), 0.5, 0)[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["a", "b"], "patients: 2 ids for 3 items; give one per item"),
+        (["a", None, "b"], "patients: item 1 has no id"),
+        (["a", "b", float("nan")], "patients: item 2 has no id"),
+        ([" ", "a", "b"], "patients: item 0 has no id"),
+    ],
+)
+def test_every_item_needs_an_id(ids: list[object], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        DatasetSource([torch.zeros(1, 2, 2)] * 3, ids)
 
 
 def test_empty_sources_are_refused() -> None:

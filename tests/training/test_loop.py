@@ -319,6 +319,28 @@ def test_monai_datalist_of_nifti_files(tmp_path: Path, ct: bool) -> None:
     assert [len(row) for row in table["embedding"].to_pylist()] == [finished.backbone().dim] * 4
 
 
+def test_patients_of_a_list_or_dataset(tmp_path: Path) -> None:
+    """They are split by patient, and their ids are in no file."""
+    ids = [f"Jane Doe {number // 2}" for number in range(40)]
+    half = {"data.monitor_fraction": 0.5}
+    known = run(tmp_path / "known", Balls(40), patients=ids, train={"steps": 1}, **half).path
+    table = pd.read_csv(known / "pretraining_series.csv")
+    assert set(table["patient_key"].value_counts()) == {2} and 0 < len(table) < 40
+    assert table["patient_key"].tolist() == [f"patient {int(key.split()[1]) // 2}" for key in table["series_key"]]
+    assert "held_out_total" in read_log(known, "diagnostics")[0]
+    assert not [file for file in known.rglob("*") if file.is_file() and b"Jane" in file.read_bytes()]
+    unknown = run(tmp_path / "unknown", Balls(40), train={"steps": 1}, **half).path
+    assert len(pd.read_csv(unknown / "pretraining_series.csv")) == 40
+    assert "held_out_total" not in read_log(unknown, "diagnostics")[0]
+
+    files = [phantom(tmp_path, number) for number in range(4)]
+    listed = run(tmp_path / "list", files, patients=[7, 7, 8, 9], train={"steps": 1}, views={"min_body": 0.0}).path
+    table = pd.read_csv(listed / "pretraining_series.csv")
+    assert table["patient_key"].tolist() == ["patient 0", "patient 0", "patient 1", "patient 2"]
+    with pytest.raises(DataError, match="patients: a cache knows whose its series are"):
+        run(tmp_path / "cache", tmp_path, patients=ids)
+
+
 def test_ct_of_a_list_keeps_hounsfield_units(tmp_path: Path) -> None:
     from lejepa_med.api import open_source
     from lejepa_med.config import PretrainConfig
