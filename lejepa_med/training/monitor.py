@@ -183,10 +183,11 @@ class Monitor:
         self.group = config.train.micro_batch or config.train.batch_size
         self._losses: dict[str, FixedScans] = {}
         if held_out is not None:
-            kept = first_patients(held_out.source.patients)
-            seen = first_patients(dataset.source.patients)[: len(kept)]
-            self._losses["held_out"] = FixedScans(held_out, kept, config.views, self.group)
-            self._losses["seen"] = FixedScans(dataset, seen, config.views, self.group)
+            chosen = {"held_out": (held_out, first_patients(held_out.source.patients))}
+            chosen["seen"] = dataset, first_patients(dataset.source.patients)
+            number = min(len(scans) for _, scans in chosen.values())  # SIGReg grows with it
+            for name, (source, scans) in chosen.items():
+                self._losses[name] = FixedScans(source, scans[:number], config.views, self.group)
         repeated = repeated_scans(dataset.source.patients)
         self._repeated = FixedScans(dataset, repeated, config.views, self.group) if repeated else None
 

@@ -18,6 +18,7 @@ from lejepa_med.training.fixed_scans import FixedScans, first_patients, repeated
 from lejepa_med.training.log import read_log
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.monitor import (
+    Monitor,
     diagnose,
     fixed_loss,
     gradient_norms,
@@ -154,6 +155,14 @@ def test_scans_that_are_looked_at_again() -> None:
     assert len(repeated_scans(few)) == 60
     assert repeated_scans([str(number // 2) for number in range(14)]) == []
     assert repeated_scans(few[::6]) == []
+
+
+@pytest.mark.parametrize(("trained", "aside"), [(5, 12), (12, 5), (100, 80)])
+def test_losses_that_are_compared_are_of_equally_many_patients(trained: int, aside: int) -> None:
+    datasets = [scans(number).dataset for number in (trained, aside)]
+    monitor = Monitor(pretrainer(), LeJEPALoss(num_slices=8), settings(), *datasets)
+    found = {name: len(set(fixed.patients)) for name, fixed in monitor._losses.items()}
+    assert found == dict.fromkeys(("held_out", "seen"), min(trained, aside, 64))
 
 
 def test_nothing_is_disturbed() -> None:
