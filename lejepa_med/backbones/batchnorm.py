@@ -6,6 +6,8 @@ ranks, even or not, is one process on the whole batch. In evaluation mode, and w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -84,6 +86,21 @@ class _OverRanks(_BatchNorm):
 
     def _finish(self, normalised: Tensor) -> Tensor:
         return normalised
+
+
+@contextmanager
+def one_value_refused() -> Iterator[None]:
+    """A BatchNorm of torch or timm that gets one value per channel says so in the sentence of the classes here.
+
+    Raises:
+        UserError: instead of torch's ValueError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(_ONE_VALUE) from None
 
 
 _ONE_VALUE = (

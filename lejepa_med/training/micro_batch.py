@@ -10,14 +10,13 @@ time, parameters get their gradient once, and DistributedDataParallel talks once
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from lejepa_med.distributed import largest_over_ranks
@@ -82,13 +81,3 @@ def _running_statistics_at_rest(backbone: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, tracked in before:
             norm.momentum, norm.num_batches_tracked = momentum, tracked
-
-
-def warn_of_batchnorm(backbone: nn.Module) -> None:
-    """Says that micro-batches are not exact for this backbone."""
-    if any(isinstance(module, _BatchNorm) for module in backbone.modules()):
-        warnings.warn(
-            "train.micro_batch with BatchNorm in the backbone: each micro-batch has means and variances of its own, so "
-            "the step is not that of the whole batch; with GroupNorm (model.norm=group) or LayerNorm it is",
-            stacklevel=3,
-        )

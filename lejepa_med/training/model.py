@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lejepa_med.backbones import Backbone, build_projector
-from lejepa_med.backbones.batchnorm import convert_batchnorm
+from lejepa_med.backbones.batchnorm import convert_batchnorm, one_value_refused
 from lejepa_med.config import ProjectorConfig
 from lejepa_med.distributed import num_ranks
-from lejepa_med.training.micro_batch import embed_views, warn_of_batchnorm
+from lejepa_med.training.micro_batch import embed_views
 
 
 class Pretrainer(nn.Module):
@@ -29,14 +29,13 @@ class Pretrainer(nn.Module):
             backbone.dim, config.hidden, config.dim, config.layers, normalise_input=ends_in_layernorm
         )
         self.micro_batch = micro_batch
-        if micro_batch is not None:
-            warn_of_batchnorm(backbone)
         if num_ranks() > 1:
             convert_batchnorm(self)
 
     def forward(
         self, views: Sequence[Float[Tensor, "_ sample _ ..."]]
     ) -> tuple[Float[Tensor, "all_views sample dim"], Float[Tensor, "all_views sample proj"]]:
-        features = embed_views(self.backbone, views, self.micro_batch)
-        projections = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
+        with one_value_refused():
+            features = embed_views(self.backbone, views, self.micro_batch)
+            projections = self.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         return features, projections

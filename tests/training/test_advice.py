@@ -16,7 +16,8 @@ from lejepa_med import api
 from lejepa_med.cli.main import main
 from lejepa_med.data.dataset import DatasetSource
 from lejepa_med.objective import SIGReg
-from lejepa_med.training.advice import RULES, Advice, Adviser, advise, is_flat
+from lejepa_med.training.advice import Advice, Adviser, advise
+from lejepa_med.training.advice_rules import RULES, is_flat
 from lejepa_med.training.log import read_log
 from lejepa_med.training.monitor import diagnose, mode_gap, slice_statistics
 
@@ -147,6 +148,20 @@ def test_few_images_in_a_batchnorm(tmp_path: Path) -> None:
     assert "model.norm=group" in text
     without = small_run(tmp_path / "without", kind="no norm").advice()
     assert "small_batchnorm" not in {advice.code for advice in without}
+
+
+@pytest.mark.parametrize(
+    ("kind", "micro_batch", "said"),
+    [("healthy", 2, True), ("healthy", 3, True), ("healthy", 4, False), ("healthy", 5, False), ("no norm", 2, False)],
+)
+def test_batchnorm_in_micro_batches(tmp_path: Path, kind: str, micro_batch: int, said: bool) -> None:
+    """On the console where advice goes, and not where the micro-batch is the batch."""
+    heard: list[str] = []
+    train = {"micro_batch": micro_batch, "steps": 2}
+    run = small_run(tmp_path / "run", kind=kind, warn=heard.append, train=train)
+    assert sum("[micro_batch_batchnorm]" in text for text in heard) == said
+    if said:
+        assert f"(train.micro_batch {micro_batch})" in sentence(run.advice(), "micro_batch_batchnorm")
 
 
 def test_scans_that_the_patient_alone_decides(tmp_path: Path) -> None:

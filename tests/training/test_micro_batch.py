@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 import lejepa_med
 from lejepa_med.backbones import Backbone, build
+from lejepa_med.backbones.batchnorm import one_value_refused
 from lejepa_med.config import ModelConfig, ProjectorConfig
 from lejepa_med.config.pretraining import TrainConfig
-from lejepa_med.errors import ConfigError
+from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.objective import LeJEPALoss
 from lejepa_med.training import micro_batch as module
 from lejepa_med.training.log import read_log
@@ -51,11 +51,7 @@ class Noisy(Backbone):
 def make(name: str, micro_batch: int | None, dropout: bool = False) -> Pretrainer:
     torch.manual_seed(0)
     backbone = build(MODELS[name])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Pretrainer(
-            Noisy(backbone) if dropout else backbone, ProjectorConfig(hidden=16, dim=8), micro_batch
-        ).train()
+    return Pretrainer(Noisy(backbone) if dropout else backbone, ProjectorConfig(hidden=16, dim=8), micro_batch).train()
 
 
 def views(name: str) -> list[Tensor]:
@@ -212,12 +208,27 @@ def test_a_micro_batch_as_large_as_the_batch_is_the_batch(micro_batch: int) -> N
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def test_batchnorm_in_the_backbone_is_said() -> None:
-    with pytest.warns(UserWarning, match=r"^train.micro_batch with BatchNorm in the backbone: each micro-batch has"):
-        Pretrainer(build(MODELS["resnet, batch"]), ProjectorConfig(hidden=8, dim=4), 2)
-    for name in EXACT:
-        Pretrainer(build(MODELS[name]), ProjectorConfig(hidden=8, dim=4), 2)
-    Pretrainer(build(MODELS["resnet, batch"]), ProjectorConfig(hidden=8, dim=4))
+class Last(Noisy):
+    """A network whose BatchNorm sees one value per image: of one image it has no variance."""
+
+    def __init__(self, inner: Backbone) -> None:
+        super().__init__(inner)
+        self.norm = nn.BatchNorm1d(inner.dim)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.inner(images))
+
+
+def test_one_value_per_channel_is_one_sentence() -> None:
+    model = Pretrainer(Last(build(MODELS["resnet, group"])), ProjectorConfig(hidden=8, dim=4), 1).train()
+    with pytest.raises(UserError, match=r"^BatchNorm got one value per channel in the whole batch") as caught:
+        model([torch.rand(1, 4, 1, 16, 16, 16)])
+    assert "train.micro_batch" in str(caught.value)
+
+
+def test_other_mistakes_stay_what_they_are() -> None:
+    with pytest.raises(ValueError, match="expected 5D input"), one_value_refused():
+        nn.BatchNorm3d(1)(torch.rand(2, 1))
 
 
 class Ramps(torch.utils.data.Dataset[dict[str, Tensor]]):

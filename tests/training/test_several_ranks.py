@@ -74,8 +74,7 @@ def views() -> list[Tensor]:
 def step(share: slice, norm: str, micro_batch: int | None = None) -> Values:
     """Losses, gradients of all parameters after DDP's averaging, and running statistics, of two forward passes."""
     torch.manual_seed(0)
-    with patch("lejepa_med.training.model.warn_of_batchnorm"):
-        model = Pretrainer(Tiny(norm), ProjectorConfig(hidden=8, dim=4), micro_batch)
+    model = Pretrainer(Tiny(norm), ProjectorConfig(hidden=8, dim=4), micro_batch)
     # Buffers are not broadcast: they have to agree on their own.
     network = DistributedDataParallel(model, broadcast_buffers=False) if dist.is_initialized() else model
     calls: list[int] = []
