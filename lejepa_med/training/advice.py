@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.training.advice_rules import RULES, Line, Lines
+from lejepa_med.training.log import is_missing
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Adviser:
 
     def __call__(self, line: Line) -> list[str]:
         """The codes that hold now that `line` has been measured."""
-        self.lines.append(line)
+        self.lines.append({key: value for key, value in line.items() if not is_missing(value)})
         holding = advise(self.lines, self.config)
         for advice in holding:
             if advice.code not in self._said and self.say is not None:

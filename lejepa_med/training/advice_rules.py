@@ -73,15 +73,16 @@ def _recent(lines: Lines, name: str) -> float | None:
 def _collapsed(lines: Lines, config: PretrainConfig, part: str) -> str | None:
     """How a representation shows that it is one point or one direction."""
     settled = _settled(lines, config)
-    if not settled or f"{part}_rank" not in settled[-1]:
+    if not settled:
         return None
-    rank, bound = settled[-1][f"{part}_rank"], settled[-1][f"{part}_rank_bound"]
-    spread = settled[-1][f"{part}_spread"]
-    if spread < MIN_SPREAD:
+    last = settled[-1]
+    spread, std = last.get(f"{part}_spread"), last.get("projection_std")
+    rank, bound = last.get(f"{part}_rank"), last.get(f"{part}_rank_bound", 0)
+    if spread is not None and spread < MIN_SPREAD:
         return f"differ by {spread:.1e} of their magnitude"
-    if part == "projection" and settled[-1]["projection_std"] < MIN_PROJECTION_STD:
-        return f"have a standard deviation of {settled[-1]['projection_std']:.2g} instead of 1"
-    if bound > 1 and rank < max(MIN_RANK, MIN_RANK_SHARE * bound):
+    if part == "projection" and std is not None and std < MIN_PROJECTION_STD:
+        return f"have a standard deviation of {std:.2g} instead of 1"
+    if rank is not None and bound > 1 and rank < max(MIN_RANK, MIN_RANK_SHARE * bound):
         return f"use {rank:.1f} of {bound} possible dimensions (at most samples - 1)"
     return None
 
@@ -137,7 +138,7 @@ def _sigreg_low(lines: Lines, config: PretrainConfig) -> str | None:
 def _sigreg_ratio(lines: Lines) -> float | None:
     """SIGReg over its reference for as many independent samples as the batch had patients."""
     relative, n_eff = _recent(lines, "sigreg_relative"), _recent(lines, "n_eff")
-    if relative is None or n_eff is None:
+    if relative is None or n_eff is None or not {"samples", "sigreg_reference"} <= set(lines[-1]):
         return None
     return relative * n_eff / float(lines[-1]["samples"])
 
@@ -209,7 +210,7 @@ def is_flat(probes: Sequence[float]) -> bool:
 
 
 def _held_out_rising(lines: Lines, config: PretrainConfig) -> str | None:
-    settled = [line for line in _settled(lines, config) if "held_out_total" in line]
+    settled = [line for line in _settled(lines, config) if {"held_out_total", "seen_total"} <= set(line)]
     if len(settled) < 2 * RECENT:
         return None
     held = list(_means(settled, "held_out_total"))
@@ -264,9 +265,10 @@ def _gradient_vanishes(lines: Lines, config: PretrainConfig) -> str | None:
 def _gradients(lines: Lines, config: PretrainConfig) -> tuple[float, float]:
     """The last norm and the median of those before; the same twice while there are too few for a median."""
     settled = _settled(lines, config)
-    if len(settled) <= MIN_GRADIENTS or "grad_norm" not in settled[-1]:
+    norms = [line["grad_norm"] for line in settled if "grad_norm" in line]
+    if len(norms) <= MIN_GRADIENTS or "grad_norm" not in settled[-1]:
         return 1.0, 1.0
-    return settled[-1]["grad_norm"], max(median(line["grad_norm"] for line in settled[:-1]), 1e-12)
+    return norms[-1], max(median(norms[:-1]), 1e-12)
 
 
 def _lam(config: PretrainConfig) -> str:

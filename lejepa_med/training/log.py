@@ -3,11 +3,13 @@
 RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
 RUN/timing.jsonl       samples_per_s, data_wait, memory
 RUN/diagnostics.jsonl  every N steps: ranks, spreads, held-out loss, ..., and the codes of the advice that holds
+A number that is not finite is null: JSON has no NaN.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ class RunLog:
 
     def write(self, name: str, **values: Any) -> None:
         """One line, on disk before the next step."""
-        self._streams[name].write(json.dumps(values) + "\n")
+        strict = {key: None if is_missing(value) else value for key, value in values.items()}
+        self._streams[name].write(json.dumps(strict, allow_nan=False) + "\n")
         self._streams[name].flush()
 
     def __enter__(self) -> RunLog:
@@ -39,9 +42,15 @@ class RunLog:
 
 
 def read_log(run: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of `metrics`, `timing` or `diagnostics`."""
+    """The lines of `metrics`, `timing` or `diagnostics`, each with the numbers it has: null is as if not measured."""
     file = run / f"{name}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [{key: value for key, value in line.items() if not is_missing(value)} for line in lines]
+
+
+def is_missing(value: Any) -> bool:
+    """Null, or a number that is not finite (which older records hold)."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value))
 
 
 def _step(line: str) -> int:

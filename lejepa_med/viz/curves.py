@@ -80,7 +80,7 @@ def _read(run: Path) -> tuple[Lines, Lines]:
 
 
 def _column(lines: Lines, name: str) -> Array:
-    return np.array([line[name] for line in lines], dtype=np.float64)
+    return np.array([line.get(name, np.nan) for line in lines], dtype=np.float64)
 
 
 def _draw(axes: Any, name: str, metrics: Lines, diagnostics: Lines) -> None:
