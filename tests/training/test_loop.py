@@ -101,7 +101,8 @@ def test_run_directory_holds_what_it_promises(undisturbed: Path) -> None:
     lines = read_log(undisturbed, "metrics")
     assert [line["step"] for line in lines] == list(range(6))
     assert all(list(line) == ["step", "total", "prediction", "sigreg", "lr", "grad_norm"] for line in lines)
-    lam = 0.05 * 256 / 0.95 / (0.05 * 256 / 0.95 + 4)
+    balance = 0.05 / 0.95 * (256 / 4) ** 0.5
+    lam = balance / (1 + balance)
     for line in lines:
         assert line["total"] == pytest.approx((1 - lam) * line["prediction"] + lam * line["sigreg"], rel=1e-5)
     for line in read_log(undisturbed, "timing"):
