@@ -181,7 +181,8 @@ def agreements(
 
 def _agreement(rows: Sequence[RunScore], outcome: Outcome, select: SelectConfig) -> Agreement:
     results = np.array([outcome.values[row.name] for row in rows])
-    lengths = [row.steps for row in rows]
+    kinds = sorted({(row.steps, row.batch) for row in rows})
+    lengths = [kinds.index((row.steps, row.batch)) for row in rows]
     losses = {
         "held-out loss": [row.total for row in rows],
         "training loss": [row.train_total for row in rows],
@@ -197,7 +198,9 @@ def _agreement(rows: Sequence[RunScore], outcome: Outcome, select: SelectConfig)
             fixed = -scores_by_alpha(rows, totals, [alpha])[0]
             label = f"{name}, alpha {alpha:g}"
             predictors.append((label, correlate(fixed, results), correlate(fixed, results, lengths)))
-    for name, values in (("steps", np.array(lengths, dtype=float)), ("lam", np.array([row.lam for row in rows]))):
+    alone = {"samples seen": [float(row.steps * row.batch) for row in rows], "lam": [row.lam for row in rows]}
+    for name, numbers in alone.items():
+        values = np.array(numbers)
         predictors.append((f"{name} alone", correlate(values, results), correlate(values, results, lengths)))
     if select.alpha != "auto":
         used = f"held-out loss, alpha {select.alpha:g}"

@@ -29,8 +29,9 @@ from lejepa_med.viz.selection import Panel, RunPoint, agreement_figure, ranking_
 from lejepa_med.viz.style import save_figure
 
 _COLUMNS = {
-    "rank": "rank", "run": "run", "lam": "lam", "steps": "steps", "prediction": "prediction", "sigreg": "sigreg",
-    "total": "total", "total_sd": "sd of draws", "alpha": "alpha", "score": "score",
+    "rank": "rank", "run": "run", "lam": "lam", "steps": "steps", "batch": "batch",
+    "prediction": "prediction", "sigreg": "sigreg", "total": "total", "total_sd": "sd of draws",
+    "alpha": "alpha", "score": "score",
     "score_paper": f"at alpha {PAPER_ALPHA}", "train_total": "training loss",
 }  # fmt: skip
 Table = list[list[str]]
@@ -73,7 +74,7 @@ def _row(place: int, item: Ranked) -> dict[str, Any]:
     numbers = {"prediction": row.prediction, "sigreg": row.sigreg, "total": row.total, "total_sd": row.total_sd}
     numbers |= {"alpha": item.alpha, "score": item.score}
     numbers |= {"score_paper": row.total / row.lam**PAPER_ALPHA, "train_total": row.train_total}
-    start = {"rank": place, "run": row.name, "lam": row.lam, "steps": row.steps}
+    start = {"rank": place, "run": row.name, "lam": row.lam, "steps": row.steps, "batch": row.batch}
     return start | {name: _number(value) for name, value in numbers.items()} | {"not_scored": ""}
 
 
@@ -167,12 +168,12 @@ def sentences(agreement: Agreement) -> list[str]:
     name, overall, within = agreement.predictors[0]
     said = [f"{_spelled(name)} over {overall.runs} runs: {_claim(overall)}."]
     if within.runs:
-        said.append(f"Among runs of equal length ({within.runs} runs): {_claim(within)}.")
+        said.append(f"Among runs of equal length and batch ({within.runs} runs): {_claim(within)}.")
     else:
         said.append(f"No length has {MIN_GROUP} runs: length alone may explain the order.")
-    steps = next((overall for name, overall, _ in agreement.predictors if name == "steps alone"), None)
-    if steps is not None and math.isfinite(steps.value):
-        said.append(f"Number of steps alone: Spearman {_with_ends(steps)}.")
+    seen = next((overall for name, overall, _ in agreement.predictors if name == "samples seen alone"), None)
+    if seen is not None and math.isfinite(seen.value):
+        said.append(f"Number of samples seen alone: Spearman {_with_ends(seen)}.")
     return said
 
 
@@ -203,7 +204,7 @@ def _ranking_table(selection: Selection) -> Table:
 
 
 def _agreement_table(agreement: Agreement) -> Table:
-    table = [["Spearman with the result of", "all runs", "runs", "equal length", "runs"]]
+    table = [["Spearman with the result of", "all runs", "runs", "equal length and batch", "runs"]]
     for name, overall, within in agreement.predictors:
         table.append([name, _correlation_cell(overall), str(overall.runs), _correlation_cell(within), str(within.runs)])
     return table

@@ -42,6 +42,7 @@ class RunScore:
     name: str
     lam: float = float("nan")
     steps: int = 0
+    batch: int = 0
     train_total: float = float("nan")
     prediction: float = float("nan")
     sigreg: float = float("nan")
@@ -118,6 +119,7 @@ def _fill_record(row: RunScore, config: PretrainConfig) -> None:
     if config.data.cache is None:
         raise NotScoredError("its data was given in Python, and no cache holds its held-out patients")
     row.lam = resolve_lam(config.objective.lam, config.train.batch_size)
+    row.batch = config.train.batch_size
     if row.lam <= 0:
         raise NotScoredError("its lam is 0: total / lam^alpha does not exist")
     try:
