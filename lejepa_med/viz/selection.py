@@ -52,12 +52,17 @@ def ranking_figure(points: Sequence[RunPoint], x_label: str) -> Figure:
     return figure
 
 
+_LEGEND_INCHES = 1.3
+"""Width of one entry."""
+
+
 def agreement_figure(points: Sequence[RunPoint], panels: Sequence[Panel], x_label: str) -> Figure:
     """One panel per outcome (the first six): result over score, coloured by length, or by lambda at one length."""
     shown = list(panels)[:_MOST_PANELS]
     columns = min(_COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
-    figure = new_figure(max(4.8, 3.9 * columns), 3.3 * lines + 0.4)
+    width = max(4.8, 3.9 * columns)
+    figure = new_figure(width, 3.3 * lines + 0.4)
     grid = figure.subplots(lines, columns, squeeze=False)
     by_length = len({point.steps for point in points}) > 1
     classes = sorted({_class(point, by_length) for point in points})
@@ -68,7 +73,8 @@ def agreement_figure(points: Sequence[RunPoint], panels: Sequence[Panel], x_labe
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_axis_off()
     handles = [grid.flat[0].plot([], [], "o", color=colours[c], label=_label(c, by_length))[0] for c in _few(classes)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)), frameon=False, fontsize=8)
+    fitting = min(len(handles), int(width / _LEGEND_INCHES))
+    figure.legend(handles=handles, loc="outside lower center", ncols=fitting, frameon=False, fontsize=8)
     return figure
 
 
