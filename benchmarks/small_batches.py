@@ -4,7 +4,7 @@
     python benchmarks/small_batches.py hippocampus --data FOLDER --out runs/small_batches
 
 T carries the factor N, so a fixed lambda weighs SIGReg less in a small batch. The rules: lambda .05 whatever N; `auto`,
-lambda N / (1 - lambda) as at .05 and N = 256; `root`, lambda sqrt(N) / (1 - lambda) as there, half way between. Prints
+lambda N / (1 - lambda) as at .05 and N = 256; `sqrt`, lambda sqrt(N) / (1 - lambda) as there, half way between. Prints
 a Markdown table: loss parts over the last tenth of the steps, effective rank of the backbone's embeddings of the test
 patients, frozen linear probe with all labels (mean and standard deviation over seeds), against random init.
 """
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 from short_runs import open_set, run_all
 
+from lejepa_med.objective import resolve_lam
+
 BATCHES = (16, 32, 64, 128)
 SEEDS = (0, 1, 2)
 
 
 def lam_of(rule: str, batch: int) -> float:
     """The lambda of a rule at a global batch."""
-    balance = {"fixed": 0.0, "root": 0.05 / 0.95 * 256**0.5, "auto": 0.05 / 0.95 * 256}[rule]
-    power = {"fixed": 0.0, "root": 0.5, "auto": 1.0}[rule]
-    return 0.05 if rule == "fixed" else balance / (balance + batch**power)
+    return 0.05 if rule == "fixed" else resolve_lam("auto" if rule == "auto" else "sqrt", batch)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     options = parser.parse_args()
     scans = open_set(options.set, options.data and Path(options.data), options.out)
-    cells = [(batch, rule, seed) for seed in SEEDS for batch in BATCHES for rule in ("fixed", "root", "auto")]
+    cells = [(batch, rule, seed) for seed in SEEDS for batch in BATCHES for rule in ("fixed", "sqrt", "auto")]
     runs = {
         f"n{batch}_{rule}_s{seed}": (
             f"train.batch_size={batch}",
@@ -55,7 +55,7 @@ def main() -> None:
     print("| batch | rule | lambda | prediction | sigreg | rank of features | probe | random init | pixels + PCA |")
     print("|---|---|---|---|---|---|---|---|---|")
     for batch in BATCHES:
-        for rule in ("fixed", "root", "auto"):
+        for rule in ("fixed", "sqrt", "auto"):
             group = [done[f"n{batch}_{rule}_s{seed}"] for seed in SEEDS]
             columns = [_cell(group, key) for key in ("prediction", "sigreg", "feature_rank")]
             columns += [_cell(group, key, 3) for key in ("probe_run", "probe_random", "probe_pixels")]
