@@ -17,13 +17,13 @@ from lejepa_med.objective.eager_kernel import split_turn
 
 def sums(x: Tensor, num_knots: int, step: float) -> Tensor:
     """As `eager_kernel.sums`."""
-    result: Tensor = _compiled(_sums)(x, num_knots, *split_turn(step))
+    result: Tensor = _compiled(_sums)(x.detach(), num_knots, *split_turn(step))
     return result
 
 
 def gradient(x: Tensor, upstream: Tensor, step: float) -> Tensor:
     """As `eager_kernel.gradient`."""
-    result: Tensor = _compiled(_gradient)(x, upstream, step, *split_turn(step))
+    result: Tensor = _compiled(_gradient)(x.detach(), upstream.detach(), step, *split_turn(step))
     return result
 
 
