@@ -6,8 +6,8 @@
     triton    written for CUDA                                              triton_kernel
 `auto`: CUDA takes triton if it can be imported, else eager (a choice still to be confirmed by a measurement on a GPU).
 The CPU takes cpp from `CPP_FROM` projections on and where a compiler works, else eager. `compiled` is taken only when
-asked for: on a CPU it takes a minute to start, and then is slower than cpp. The choice depends on the shape and the
-machine only, so that a resumed run repeats an uninterrupted one.
+asked for: on a CPU it takes 20 s to a minute to start, and then is no faster than cpp on large problems. The choice
+depends on the shape and the machine only, so that a resumed run repeats an uninterrupted one.
 """
 
 from __future__ import annotations
