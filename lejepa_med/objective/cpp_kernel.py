@@ -1,8 +1,8 @@
 """The same sums and gradient as one C++ function each, built at first use by the machine's own compiler.
 
 The source needs neither PyTorch's headers nor Inductor: it compiles in about a second, once per process and for all
-shapes. (`torch.compile` of the same takes 20 s to a minute; on large problems its kernels are as fast or up to 1.6 times
-slower: docs/benchmarks.md.)
+shapes. (`torch.compile` of the same takes 20 s to a minute; on large problems its kernels are as fast, or up to 1.6
+times slower: docs/benchmarks.md.)
 Threads are started and joined within a call, so nothing is left behind that a forked loader process could inherit.
 """
 
