@@ -18,6 +18,7 @@ from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.objective import LeJEPALoss, SIGReg, epps_pulley, random_directions, resolve_lam
 from lejepa_med.training.fixed_scans import FixedScans, first_patients, repeated_scans
+from lejepa_med.training.micro_batch import embed_views
 from lejepa_med.training.model import Pretrainer
 
 Numbers = dict[str, int | float]
@@ -129,15 +130,11 @@ def fixed_loss(model: Pretrainer, scans: FixedScans, loss_function: LeJEPALoss, 
     """
     with undisturbed(model):
         model.train()
-        features = torch.cat([_features(model, views) for views in scans.views(_device(model))], dim=1)
+        features = torch.cat([embed_views(model.backbone, views, None) for views in scans.views(_device(model))], dim=1)
         projections = model.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         loss = loss_function(projections, num_global, 0)
     prediction, sigreg = float(loss.prediction), float(loss.sigreg)
     return {"total": (1 - lam) * prediction + lam * sigreg, "prediction": prediction, "sigreg": sigreg}
-
-
-def _features(model: Pretrainer, views: Sequence[Tensor]) -> Float[Tensor, "view sample dim"]:
-    return torch.cat([model.backbone(group.flatten(0, 1)).unflatten(0, group.shape[:2]) for group in views])
 
 
 def _device(model: nn.Module) -> torch.device:
