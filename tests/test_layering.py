@@ -17,7 +17,7 @@ LINES = (
     ("errors",),
     ("spec",),
     ("config",),
-    ("randomness", "resampling", "distributed"),
+    ("randomness", "resampling", "distributed", "compute"),
     ("objective", "views", "backbones", "data"),
     ("weights",),
     ("training",),

@@ -33,7 +33,7 @@ print((OUT / "archive" / "README.txt").read_text())
 
 # %%
 rules = ({"glob": "*/anat/*", "modality": "mri"},)
-settings = IndexSettings.model_validate({"rules": rules, "min_slices": 8, "workers": 1})
+settings = IndexSettings.model_validate({"rules": rules, "min_slices": 8, "compute": {"workers": 1}})
 summary = archive.index([OUT / "archive"], OUT / "index", settings)
 print(f"{summary.files_seen} files seen = {summary.files_used} used + {summary.files_explained} explained")
 print("a page to look at:", OUT / "index" / "index.html")

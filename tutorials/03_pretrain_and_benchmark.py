@@ -27,10 +27,10 @@ SUBJECTS, STEPS, BATCH, SEEDS, WORKERS = {"smoke": (24, 6, 8, 1, 1), "full": (24
 # %%
 write_archive(OUT / "archive", subjects=SUBJECTS)
 rules = ({"glob": "*/anat/*", "modality": "mri"},)
-settings = IndexSettings.model_validate({"rules": rules, "min_slices": 8, "workers": WORKERS})
+settings = IndexSettings.model_validate({"rules": rules, "min_slices": 8, "compute": {"workers": WORKERS}})
 archive.index([OUT / "archive"], OUT / "index", settings)
 prepare = PrepareConfig.model_validate(
-    {"modalities": ["mri"], "preprocess": {"spacing_mm": [4.0, 4.0, 4.0]}, "workers": WORKERS}
+    {"modalities": ["mri"], "preprocess": {"spacing_mm": [4.0, 4.0, 4.0]}, "compute": {"workers": WORKERS}}
 )
 prepared = preparing.prepare(OUT / "index", OUT / "cache", prepare)
 print(f"{prepared.prepared} of {prepared.series} series prepared; left out: {prepared.left_out}")

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.spec import Frozen
 
 FileModality = Literal["mri", "ct", "pet"]
@@ -58,4 +59,4 @@ class IndexSettings(Frozen):
     keep_timepoints: int = Field(
         default=3, ge=1, description="volumes kept of a 4D series with many time points or directions"
     )
-    workers: int = Field(default=0, ge=0, description="processes that read files; 0: one per CPU")
+    compute: ComputeConfig = ComputeConfig()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.spec import Frozen, PreprocessSpec
 
 
@@ -17,4 +18,4 @@ class PrepareConfig(Frozen):
     modalities: tuple[str, ...] | None = Field(None, description="prepare only these, e.g. [mri]; null = all")
     sequences: tuple[str, ...] | None = Field(None, description="MRI: prepare only these; null = all")
     preprocess: PreprocessSpec = PreprocessSpec()
-    workers: int = Field(0, ge=0, description="processes; 0 = all cores")
+    compute: ComputeConfig = ComputeConfig()

@@ -64,13 +64,13 @@ def index(
     """
     found = walk(paths, skip=out)
     headers = HeaderCache(out)
-    examined, files_read = _examine(found, headers, settings.workers, progress)
+    examined, files_read = _examine(found, headers, settings.compute.workers, progress)
     if not any(outcome.frames or outcome.volumes for _, outcome in examined):
         if not headers.existed:
             headers.forget()
         raise DataError(_nothing_found(examined))
     entries = _entries(examined, load_salt(out), settings)
-    entries = _probed(entries, ProbeCache(out), settings.workers, progress)
+    entries = _probed(entries, ProbeCache(out), settings.compute.workers, progress)
     summary = _account(found, entries, files_read)
     _write(out, entries, summary)
     headers.tidy(found)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lejepa_med.data import images, nifti, vocabulary
-from lejepa_med.data.dicom import rescaled, stored_values
+from lejepa_med.data.dicom_pixels import rescaled, stored_values
 from lejepa_med.data.entry import Entry
 
 SAMPLE = 48

@@ -55,7 +55,7 @@ def prepare(
     done: list[dict[str, Any]] = []
     batches = [rows.iloc[low : low + _BATCH] for low in range(0, len(rows), _BATCH)]
     jobs = (delayed(_prepare_batch)(archive, batch, out, config) for batch in batches)
-    workers = config.workers or -1
+    workers = config.compute.workers or -1
     for results in Parallel(n_jobs=workers, return_as="generator")(jobs):
         done += results
         progress("volumes", len(done), len(rows))

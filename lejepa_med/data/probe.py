@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lejepa_med.data.dicom import read_volume, rescaled, stored_values
+from lejepa_med.data.dicom_pixels import rescaled, stored_values
 from lejepa_med.data.dicom_stack import Stack
+from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entry import Entry
 
 

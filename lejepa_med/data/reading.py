@@ -13,6 +13,7 @@ from lejepa_med.data import dicom, images, nifti
 from lejepa_med.data.dicom_assembly import assemble
 from lejepa_med.data.dicom_header import NotAVolume
 from lejepa_med.data.dicom_stack import Stack, stack
+from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entries_dicom import drop_repeated_instances
 from lejepa_med.data.entry import geometry_of
 from lejepa_med.data.examine import Examined, examine
@@ -107,7 +108,7 @@ def _read_dicom(files: pd.DataFrame) -> Volume:
     built = stack([frame for _, frame in placed], slots[-1] + 1 - len(slots))
     if built.slots != slots:
         raise ValueError("changed")
-    return dicom.read_volume(built)
+    return read_volume(built)
 
 
 def read_any(path: Path, modality: str | None = None) -> list[Volume]:
@@ -120,7 +121,7 @@ def read_any(path: Path, modality: str | None = None) -> list[Volume]:
     frames = [frame for outcome in examined for frame in outcome.frames]
     stacks = _stacks(frames)
     try:
-        volumes += [dicom.read_volume(built) for built in stacks]
+        volumes += [read_volume(built) for built in stacks]
     except ValueError:
         raise DataError(f"{path}: the pixels of a DICOM series cannot be decoded") from None
     if not volumes:

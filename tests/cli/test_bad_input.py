@@ -57,8 +57,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
         folder = root / "archive" / f"sub-{number:02d}"
         folder.mkdir(parents=True)
         nibabel.save(nibabel.Nifti1Image(ball.astype(np.float32), np.diag([-2, 2, 2, 1.0])), folder / "t1.nii.gz")
-    (root / "prepare.yaml").write_text(yaml.safe_dump({"workers": 1, "preprocess": {"spacing_mm": [2, 2, 2]}}))
-    assert main(["index", str(root / "archive"), "--out", str(root / "index"), "modality=mri", "workers=1"]) == 0
+    (root / "prepare.yaml").write_text(
+        yaml.safe_dump({"compute": {"workers": 1}, "preprocess": {"spacing_mm": [2, 2, 2]}})
+    )
+    assert (
+        main(["index", str(root / "archive"), "--out", str(root / "index"), "modality=mri", "compute.workers=1"]) == 0
+    )
     prepare = ["prepare", str(root / "index"), "--out", str(root / "cache"), "--config", str(root / "prepare.yaml")]
     assert main(prepare) == 0
     config = PRETRAIN | {"data": PRETRAIN["data"] | {"cache": str(root / "cache")}}
@@ -134,12 +138,12 @@ def test_folder_with_no_readable_scan(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.nii.gz").write_bytes(b"\x1f\x8b not gzip")
     (tmp_path / "bad" / "notes.txt").write_text("text")
-    text = fails("index", tmp_path / "bad", "--out", tmp_path / "index", "workers=1")
+    text = fails("index", tmp_path / "bad", "--out", tmp_path / "index", "compute.workers=1")
     assert "none of 2 files is a scan (1 unreadable, 1 not_a_scan); expected DICOM, NIfTI" in text
 
 
 def test_prepare_of_kinds_that_are_not_there(fails: Fails, place: Place, tmp_path: Path) -> None:
-    text = fails("prepare", place / "index", "--out", tmp_path / "cache", "modalities=[ct]", "workers=1")
+    text = fails("prepare", place / "index", "--out", tmp_path / "cache", "modalities=[ct]", "compute.workers=1")
     assert "no series to prepare (found: 16 mri); set modality, modalities or sequences" in text
 
 

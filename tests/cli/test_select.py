@@ -37,8 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": {"steps": 2, "batch_size": 4},
     }  # fmt: skip
     (root / "pretrain.yaml").write_text(yaml.safe_dump(config))
-    index = ["index", str(root / "archive"), "--out", str(root / "index"), "modality=mri", "workers=1"]
-    prepare = ["prepare", str(root / "index"), "--out", str(root / "cache"), "workers=1"]
+    index = ["index", str(root / "archive"), "--out", str(root / "index"), "modality=mri", "compute.workers=1"]
+    prepare = ["prepare", str(root / "index"), "--out", str(root / "cache"), "compute.workers=1"]
     assert main(index) == 0
     assert main([*prepare, "preprocess.spacing_mm=[2,2,2]"]) == 0
     assert main(["pretrain", str(root / "pretrain.yaml"), "--out", str(root / "run")]) == 0

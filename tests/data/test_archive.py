@@ -14,6 +14,7 @@ import pytest
 from dicom_factory import SECONDARY_CAPTURE, SR, enhanced, header, image, misplaced, stack, write
 from PIL import Image
 
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.archive import IndexSummary, index
 from lejepa_med.data.converting import convert
@@ -27,7 +28,7 @@ PUBLIC = ("series.parquet", "series.csv", "index.html")
 
 
 def run(source: Path, out: Path, **settings: object) -> IndexSummary:
-    return index([source], out, IndexSettings.model_validate({"workers": 1, **settings}))
+    return index([source], out, IndexSettings.model_validate({"compute": {"workers": 1}, **settings}))
 
 
 def save(path: Path, array: np.ndarray) -> None:
@@ -163,7 +164,7 @@ def test_two_processes_give_the_same_index(hospital: Path, tmp_path: Path) -> No
     run(hospital, tmp_path / "one")
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "salt").write_bytes((tmp_path / "one" / "salt").read_bytes())
-    run(hospital, tmp_path / "two", workers=2)
+    run(hospital, tmp_path / "two", compute={"workers": 2})
     assert (tmp_path / "one" / "series.csv").read_bytes() == (tmp_path / "two" / "series.csv").read_bytes()
 
 
@@ -234,7 +235,7 @@ def test_folders_of_one_name_stay_apart(tmp_path: Path) -> None:
     for parent, seed in (("a", 1), ("b", 2)):
         save(tmp_path / parent / "data" / "scan.nii", noise(seed))
     roots = [tmp_path / "a" / "data", tmp_path / "b" / "data", tmp_path / "a" / "data" / "scan.nii"]
-    summary = index(roots, tmp_path / "out", IndexSettings(workers=1))
+    summary = index(roots, tmp_path / "out", IndexSettings(compute=ComputeConfig(workers=1)))
     assert (summary.files_seen, summary.series) == (2, 2)
     assert Archive.open(tmp_path / "out").table["patient_key"].is_unique
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from lejepa_med.config import IndexSettings, PrepareConfig
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.archive import index
 from lejepa_med.data.cache import Cache, entry_path, write_entry, write_settings
 from lejepa_med.data.preparing import PrepareSummary, prepare
@@ -32,7 +33,7 @@ def save(file: Path, seed: int, gain: float = 1.0) -> None:
 
 
 def config(**settings: object) -> PrepareConfig:
-    base = {"workers": 1, "preprocess": {"spacing_mm": (2.0, 2.0, 2.0)}}
+    base = {"compute": {"workers": 1}, "preprocess": {"spacing_mm": (2.0, 2.0, 2.0)}}
     return PrepareConfig.model_validate(base | settings)
 
 
@@ -48,7 +49,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run_index(folder: Path) -> None:
-    index([folder / "scans"], folder / "index", IndexSettings(modality="mri", workers=1))
+    index([folder / "scans"], folder / "index", IndexSettings(modality="mri", compute=ComputeConfig(workers=1)))
 
 
 def again(folder: Path, **settings: object) -> PrepareSummary:
@@ -102,7 +103,7 @@ def test_a_second_run_reuses_every_entry(folder: Path) -> None:
 
 
 def test_workers_give_the_same_bytes(folder: Path) -> None:
-    prepare(folder / "index", folder / "other", config(workers=2))
+    prepare(folder / "index", folder / "other", config(compute={"workers": 2}))
     bytes_of = {name: content for name, (content, _) in entries(folder).items()}
     assert {file.name: file.read_bytes() for file in (folder / "other" / "volumes").rglob("*.npy")} == bytes_of
 
@@ -190,7 +191,7 @@ def test_a_scan_that_fails_is_a_row_and_not_a_crash(folder: Path) -> None:
 
 
 def test_series_of_unknown_modality_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
-    index([folder / "scans"], tmp_path / "unknown", IndexSettings(workers=1))
+    index([folder / "scans"], tmp_path / "unknown", IndexSettings(compute=ComputeConfig(workers=1)))
     with pytest.raises(DataError, match=r"no series to prepare \(found: 5 unknown\); set modality"):
         prepare(tmp_path / "unknown", tmp_path / "c2", config())
     assert prepare(tmp_path / "unknown", tmp_path / "c2", config(modality="ct")).prepared == 5

@@ -29,8 +29,9 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from scipy.spatial.transform import Rotation
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.dicom import read_frames, read_volume
+from lejepa_med.data.dicom import read_frames
 from lejepa_med.data.dicom_assembly import Candidate, assemble
+from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entries_dicom import drop_repeated_instances
 from lejepa_med.data.frame import Frame
 

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.archive import index
 from lejepa_med.data.reading import Archive, read_any
@@ -59,7 +60,9 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
         "pyradiomics_cases",
     )  # fmt: skip
     out = tmp_path_factory.mktemp("index")
-    summary = index([Path(FOLDER) / name for name in names], out, IndexSettings(workers=1, modality="mri"))
+    summary = index(
+        [Path(FOLDER) / name for name in names], out, IndexSettings(compute=ComputeConfig(workers=1), modality="mri")
+    )
     assert summary.files_seen == summary.files_used + summary.files_explained
     return Archive.open(out)
 
