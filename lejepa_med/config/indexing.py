@@ -105,7 +105,7 @@ class IndexSettings(Frozen):
     )
     keep_marked_derived: bool = Field(
         default=True,
-        description="keep what ImageType calls DERIVED (flagged): often only compressed, anonymised or reconstructed again",
+        description="keep what ImageType calls DERIVED (flagged): often only compressed or reconstructed again",
     )
     keep_reformatted: bool = Field(default=True, description="keep multiplanar reformats (flagged)")
     keep_lossy: bool = Field(default=True, description="keep lossily compressed volumes (flagged)")
