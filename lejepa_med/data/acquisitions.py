@@ -93,8 +93,7 @@ def groups(members: Iterable[Member]) -> dict[str, str]:
         if member.frame_of_reference and _contrast(member) is not None:
             # One of equal volumes speaks for all: a dynamic scan of a thousand time points without times stays quick.
             identity = twin or (member.series_key,)
-            place = (*identity, member.study_key, *sorted(member.acquisitions))
-            scans[_scan_key(member)].setdefault(place, member)
+            scans[_scan_key(member)].setdefault((*identity, member.study_key), member)
     for scan in scans.values():
         candidates = list(scan.values())
         for first, second in itertools.chain(_by_time(candidates), _by_number(candidates)):
@@ -113,9 +112,12 @@ def _by_time(members: Sequence[Member]) -> Iterator[tuple[Member, Member]]:
 
 
 def _same_time(first: Member, second: Member) -> bool:
+    same_grid = _same_grid(first, second)
+    if same_grid and first.acquisitions and second.acquisitions and not first.acquisitions & second.acquisitions:
+        return False  # time points of a dynamic scan, to which an anonymiser gave one time
     shared = min(first.latest_s, second.latest_s) - max(first.earliest_s, second.earliest_s)
     shorter = min(first.latest_s - first.earliest_s, second.latest_s - second.earliest_s)
-    tolerance = SAME_GRID_TOLERANCE_S if _same_grid(first, second) else TIME_TOLERANCE_S
+    tolerance = SAME_GRID_TOLERANCE_S if same_grid else TIME_TOLERANCE_S
     return shared >= SHARED * shorter - tolerance
 
 
@@ -170,12 +172,13 @@ def _twin_key(member: Member) -> tuple[object, ...] | None:
     if contrast is None:
         return None
     grid = (member.shape, tuple(np.round(member.affine[:3].ravel(), 2).tolist()))
-    owner = (member.patient_key, member.modality, *contrast, member.phase)
+    numbers = tuple(sorted(member.acquisitions))
+    owner = (member.patient_key, member.modality, *contrast, member.phase, numbers, grid)
     if member.timed:
-        return (*owner, grid, round(member.earliest_s, 2), round(member.latest_s, 2))
-    if member.modality not in _NUMBERED or not member.acquisitions or not member.frame_of_reference:
+        return (*owner, round(member.earliest_s, 2), round(member.latest_s, 2))
+    if member.modality not in _NUMBERED or not numbers or not member.frame_of_reference:
         return None
-    return (*owner, grid, member.frame_of_reference, member.study_key, *sorted(member.acquisitions))
+    return (*owner, member.frame_of_reference, member.study_key)
 
 
 class _Sets:

@@ -178,6 +178,15 @@ def test_time_points_of_a_perfusion_series_are_apart(clinic: Clinic) -> None:
     assert len(named) == len(set(groups(member for _, member in named).values())) == 10
 
 
+def test_time_points_to_which_an_anonymiser_gave_one_time_are_apart(clinic: Clinic) -> None:
+    for number in (1, 2):
+        clinic.series(f"point {number}", 7.0, axial(20), **{**mr(30.0), "AcquisitionNumber": number})
+    clinic.series("no number", 7.0, axial(25), **{**mr(30.0), "AcquisitionNumber": None})
+    apart = {name: member for name, member in clinic.members() if name != "no number"}
+    assert len(set(groups(apart.values()).values())) == 2
+    assert clinic.groups() == {frozenset({"point 1", "point 2", "no number"})}  # it may be of either: they meet in it
+
+
 def test_energies_of_one_scan_are_one_group(clinic: Clinic) -> None:
     """Two tubes see the same moment; the mixed images and the monoenergetic ones are computed from both."""
     clinic.series("80 kV", (2.0, 8.0), axial(10), KVP=80, **CHEST)
