@@ -19,6 +19,8 @@ from lejepa_med.data.vocabulary import BODY_PARTS, FLAGS, SEQUENCES, VOLUME_REAS
 CONFIGS = Path(__file__).parents[2] / "configs" / "index"
 DOCS = Path(__file__).parents[2] / "docs" / "dicom_rules.md"
 
+OF_READING = ("version", "patients", "compute")
+
 CHEST = Entry(
     "a" * 16, "", frozenset(), "dicom", (), modality="ct", body_part="chest", shape=(512, 512, 300),
     spacing_mm=(0.7, 0.7, 1.0), orientation="LPS", num_slices=300,
@@ -49,6 +51,11 @@ def test_words_of_the_index_are_in_the_docs() -> None:
     for word, meaning in {**VOLUME_REASONS, **FLAGS}.items():
         assert f"| `{word}` |" in table, word
         assert meaning, word
+
+
+def test_every_rule_is_explained() -> None:
+    page = DOCS.with_name("index_rules.md").read_text()
+    assert not [name for name in IndexSettings.model_fields if name not in OF_READING and f"`{name}`" not in page]
 
 
 @pytest.mark.parametrize(
