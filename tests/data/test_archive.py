@@ -17,8 +17,8 @@ from PIL import Image
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.archive import IndexSummary, index
+from lejepa_med.data.archive_tables import COLUMNS
 from lejepa_med.data.converting import convert
-from lejepa_med.data.entry import COLUMNS
 from lejepa_med.data.privacy import load_salt, patient_key
 from lejepa_med.data.reading import Archive, read_any
 from lejepa_med.data.vocabulary import FLAGS, REASONS
@@ -149,13 +149,19 @@ def test_a_killed_run_is_resumed(hospital: Path, tmp_path: Path, monkeypatch: py
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lejepa_med.data.archive.load_salt", killed)
+    monkeypatch.setattr("lejepa_med.data.archive.dicom_entries", killed)
     with pytest.raises(KeyboardInterrupt):
         run(hospital, tmp_path / "out")
     monkeypatch.undo()
-    with (tmp_path / "out" / "headers.jsonl").open("a") as file:
-        file.write('["half a li')
     assert run(hospital, tmp_path / "out").files_read == 0
+
+
+def test_files_of_older_versions_are_removed_and_a_damaged_store_is_made_anew(hospital: Path, tmp_path: Path) -> None:
+    first = run(hospital, tmp_path / "out")
+    (tmp_path / "out" / "headers.jsonl").write_text("held patient ids")
+    (tmp_path / "out" / "scan.sqlite").write_bytes(b"no database" * 1000)
+    assert run(hospital, tmp_path / "out") == first
+    assert not (tmp_path / "out" / "headers.jsonl").exists()
 
 
 def test_two_processes_give_the_same_index(hospital: Path, tmp_path: Path) -> None:
