@@ -99,6 +99,7 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
     first = candidate.frames[0]
     patient, study, known = owner_keys(series.salt, first.patient_id, first.study_uid)
     files = _uses(candidate, series)
+    sequences = {frame.sequence for frame in candidate.frames}
     key = keyed_hash(series.salt, series.identity, candidate.group, candidate.part)
     entry = Entry(
         series_key=key,
@@ -108,7 +109,7 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
         files=files,
         modality=first.modality,
         body_part=first.body_part,
-        sequence=_only([frame.sequence for frame in candidate.frames]),
+        sequence=sequences.pop() if len(sequences) == 1 else "",
         num_files=len(files),
         num_slices=len(candidate.frames),
         patient_key=patient,
@@ -116,11 +117,6 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
         bytes=sum(use.size for use in files),
         series_hash=first.series_uid,
         group_key=key,
-        frame_of_reference=first.frame_of_reference,
-        times_s=_range([frame.time for frame in candidate.frames]),
-        acquisitions=tuple(sorted({frame.acquisition for frame in candidate.frames})),
-        echo=_only([frame.echo for frame in candidate.frames]),
-        b_value=_only([frame.b_value for frame in candidate.frames]),
     )
     if candidate.stack is None:
         return entry
@@ -138,23 +134,8 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
         tilt_degrees=tilt_of(candidate.stack.affine) if several else None,
         affine=to_affine(candidate.stack.affine),
         signature=_signature(files, series),
+        stack=candidate.stack,
     )
-
-
-def _only(values: Sequence[str]) -> str:
-    """The value that all have, or nothing."""
-    return values[0] if len(set(values)) == 1 else ""
-
-
-def _range(times: Sequence[str]) -> tuple[float, ...]:
-    """Least and largest of the times that are numbers."""
-    known = []
-    for time in times:
-        try:
-            known.append(float(time))
-        except ValueError:
-            continue
-    return (min(known), max(known)) if known else ()
 
 
 def _uses(candidate: Candidate, series: _Series) -> tuple[FileUse, ...]:

@@ -11,6 +11,8 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from lejepa_med.data.dicom_stack import Stack
+
 Affine = tuple[tuple[float, ...], ...]
 
 
@@ -39,7 +41,7 @@ class FilePlace(NamedTuple):
 class Entry:
     """A row of the index. `part` is the volume of a 4D file; `detail` goes into the report page.
 
-    The fields from `affine` on decide which volumes are one acquisition, and which are the same one twice.
+    `content` and `signature` tell which volumes are the same one twice, and which have changed.
     """
 
     series_key: str
@@ -67,11 +69,7 @@ class Entry:
     affine: Affine = ()  # RAS+ mm, empty where there is no geometry
     content: str = ""  # equal for equal voxels in equal places
     signature: str = ""  # of the files of a DICOM volume: changes whenever one of them does
-    frame_of_reference: str = ""
-    times_s: tuple[float, ...] = ()  # earliest and latest, from a secret zero
-    acquisitions: tuple[str, ...] = ()
-    echo: str = ""
-    b_value: str = ""
+    stack: Stack | None = None  # of a DICOM volume, until the row is stored
 
     @property
     def verdict(self) -> str:
@@ -98,7 +96,7 @@ class Entry:
         return json.dumps(values | {"flags": sorted(self.flags)}, separators=(",", ":"))
 
 
-_STORED = tuple(field.name for field in dataclasses.fields(Entry) if field.name != "files")
+_STORED = tuple(field.name for field in dataclasses.fields(Entry) if field.name not in ("files", "stack"))
 
 
 def from_json(text: str) -> Entry:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,6 +47,7 @@ class Pseudonyms:
     def frame(self, frame: Frame, relative: str) -> Frame:
         """The same frame without path, identities, dates and free texts; `relative` is where its file is."""
         changes: dict[str, Any] = {name: self._value(getattr(frame, name)) for name in _TEXTS}
+        changes |= {name: type(getattr(frame, name))() for name in _OTHERS}
         return dataclasses.replace(
             frame,
             **changes,
@@ -77,6 +79,13 @@ class Pseudonyms:
         seconds = _seconds(text.replace(":", ""))
         return self.word(text) if seconds is None else str(seconds + _shift(self.salt))
 
+    def seconds_of_day(self, time: str) -> float:
+        """The time of day of what `time` gave, NaN where it is none; for comparisons, not for keeping."""
+        try:
+            return float((Decimal(time) - _shift(self.salt)) % 86_400)
+        except InvalidOperation:
+            return math.nan
+
     def word(self, text: str) -> str:
         """A known word or a short number as it is, a long number shifted, anything else hashed."""
         return _word(self.salt, text)
@@ -87,16 +96,10 @@ class Pseudonyms:
         return tuple(self.word(part) for part in value)
 
 
-def _text_fields() -> tuple[str, ...]:
-    """Fields of a frame that hold texts; a field added one day is among them, and its texts are hashed."""
-    return tuple(
-        field.name
-        for field in dataclasses.fields(Frame)
-        if field.name not in _IDENTITIES and str(field.type).startswith(("str", "tuple[str"))
-    )
-
-
-_TEXTS = _text_fields()
+_TYPES = {field.name: str(field.type) for field in dataclasses.fields(Frame) if field.name not in _IDENTITIES}
+_TEXTS = tuple(name for name, type_ in _TYPES.items() if type_ in ("str", "tuple[str, ...]"))
+_NUMBERS = ("int", "float", "Vector", "tuple[int, ...]", "tuple[float, ...]")
+_OTHERS = tuple(name for name, type_ in _TYPES.items() if name not in _TEXTS and type_ not in _NUMBERS)  # emptied
 
 
 @functools.lru_cache(maxsize=4096)
