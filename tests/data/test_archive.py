@@ -203,7 +203,7 @@ def test_the_patient_table(tmp_path: Path) -> None:
 
 def test_user_mistakes_are_one_sentence_and_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"PATH 1 \(.*\) holds no file"):
+    with pytest.raises(DataError, match="PATH 1 holds no file"):
         run(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "planted.txt").write_text("text")
     with pytest.raises(DataError, match=r"none of 1 files is a scan \(1 not_a_scan\)") as caught:
