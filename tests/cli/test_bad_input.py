@@ -140,7 +140,7 @@ def test_folder_with_no_readable_scan(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "bad" / "a.nii.gz").write_bytes(b"\x1f\x8b not gzip")
     (tmp_path / "bad" / "notes.txt").write_text("text")
     text = fails("index", tmp_path / "bad", "--out", tmp_path / "index", "compute.workers=1")
-    assert "none of 2 files is a scan (1 unreadable, 1 not_a_scan); expected DICOM, NIfTI" in text
+    assert "none of 2 files is a scan (1 not_a_scan, 1 unreadable); expected DICOM, NIfTI" in text
 
 
 def test_prepare_of_kinds_that_are_not_there(fails: Fails, place: Place, tmp_path: Path) -> None:
