@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.spec import Frozen
+from lejepa_med.spec import Frozen, Modality, PositiveFloat
 
 FileModality = Literal["mri", "ct", "pet"]
+BodyPart = Literal[
+    "head", "neck", "spine", "chest", "breast", "heart", "abdomen", "pelvis", "extremity", "whole_body"
+]  # fmt: skip
+Sequence = Literal[
+    "t1", "t2", "t2star", "pd", "flair", "stir", "dwi", "bold", "swi", "tof", "perfusion", "flow"
+]  # fmt: skip
+Unknown = Literal["keep", "reject"]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class FolderRule(Frozen):
@@ -47,7 +55,65 @@ class IndexSettings(Frozen):
         default=None,
         description="which NIfTI or image file belongs to whom; null: BIDS names (sub-01), else each file alone",
     )
+    modalities: tuple[Modality, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="modalities that are used, of mri, ct, pet, image, unknown (NIfTI that nothing names); null: all",
+    )
+    body_parts: tuple[BodyPart, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="body parts that are used, by BodyPartExamined: head, neck, spine, chest, breast, heart, abdomen, "
+        "pelvis, extremity, whole_body; null: all",
+    )
+    unknown_body_part: Unknown = Field(
+        default="keep",
+        description="where `body_parts` is set: keep (flagged) or reject what names none; NIfTI and images never do",
+    )
+    sequences: tuple[Sequence, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="MRI sequences that are used, as timing tells: t1, t2, t2star, pd, flair, stir, dwi, bold, swi, "
+        "tof, perfusion, flow; null: all. Other modalities pass",
+    )
+    unknown_sequence: Unknown = Field(
+        default="keep",
+        description="where `sequences` is set: keep (flagged) or reject MRI that does not tell; NIfTI never does",
+    )
+    min_in_plane_mm: PositiveFloat | None = Field(
+        default=None, description="least voxel side within slices, mm; null: no limit. No limit in mm is for 2D images"
+    )
+    max_in_plane_mm: PositiveFloat | None = Field(
+        default=None, description="largest voxel side within slices, mm; null: no limit"
+    )
+    min_slice_distance_mm: PositiveFloat | None = Field(
+        default=None, description="least distance of neighbouring slices, mm; null: no limit"
+    )
+    max_slice_distance_mm: PositiveFloat | None = Field(
+        default=None, description="largest distance of neighbouring slices (not their thickness), mm; null: no limit"
+    )
+    min_extent_mm: tuple[NonNegative, NonNegative, NonNegative] = Field(
+        default=(0.0, 0.0, 0.0),
+        description="least size of the volume, mm, along R (left to right), A (back to front) and S (feet to head)",
+    )
+    min_matrix: int = Field(default=1, ge=1, description="least number of pixels along both sides of a slice or image")
     min_slices: int = Field(default=3, ge=1, description="volumes with fewer slices are rejected")
+    max_voxels: int | None = Field(
+        default=2_000_000_000,
+        ge=1,
+        description="volumes with more voxels are rejected: 2e9 take 8 GB of memory when they are read; null: no limit",
+    )
+    keep_marked_derived: bool = Field(
+        default=True,
+        description="keep what ImageType calls DERIVED (flagged): often only compressed or reconstructed again",
+    )
+    keep_reformatted: bool = Field(default=True, description="keep multiplanar reformats (flagged)")
+    keep_lossy: bool = Field(default=True, description="keep lossily compressed volumes (flagged)")
+    keep_burned_in: bool = Field(
+        default=True,
+        description="keep volumes whose header says that text is burned into the pixels (flagged). Text can be a name: "
+        "false where caches, pictures or weights leave the hospital",
+    )
     keep_derived: bool = Field(default=False, description="keep derived maps and intensity projections (flagged)")
     keep_localizers: bool = Field(default=False, description="keep localizers (flagged)")
     accept_label_maps: bool = Field(
@@ -60,3 +126,11 @@ class IndexSettings(Frozen):
         default=3, ge=1, description="volumes kept of a 4D series with many time points or directions"
     )
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _limits_leave_room(self) -> IndexSettings:
+        for name in ("in_plane_mm", "slice_distance_mm"):
+            least, most = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"`min_{name}` ({least:g}) is more than `max_{name}` ({most:g})")
+        return self

@@ -58,6 +58,19 @@ VOLUME_REASONS: dict[str, str] = {
     "not_finite": "NaN or infinite voxels",
     "complex_values": "complex numbers",
     "label_map": "integer labels, not intensities (`accept_label_maps` keeps it)",
+    "other_modality": "a modality that `modalities` leaves out",
+    "other_body_part": "a body part that `body_parts` leaves out",
+    "body_part_unknown": "the header names no known body part, and `unknown_body_part` is reject",
+    "other_sequence": "an MRI sequence that `sequences` leaves out",
+    "sequence_unknown": "an MRI sequence that the header does not tell, and `unknown_sequence` is reject",
+    "burned_in": "its header says that text is burned into the pixels, and `keep_burned_in` is not set",
+    "reformatted": "a multiplanar reformat, and `keep_reformatted` is not set",
+    "derived": "marked DERIVED in its header, and `keep_marked_derived` is not set",
+    "lossy": "lossy compression, and `keep_lossy` is not set",
+    "matrix_too_small": "fewer pixels along a side of a slice or image than `min_matrix`",
+    "spacing_out_of_limits": "a voxel side within slices, or the distance of slices, is outside the limits in mm",
+    "extent_too_small": "smaller than `min_extent_mm` along an axis of the patient",
+    "too_many_voxels": "more voxels than `max_voxels`",
 }
 
 REASONS: dict[str, str] = {**FILE_REASONS, **VOLUME_REASONS}
@@ -85,6 +98,8 @@ FLAGS: dict[str, str] = {
     "spacing_suspect": "a voxel side under 0.05 or over 20 mm",
     "intensity_scaled": "stored values were scaled by the NIfTI header",
     "mosaic": "tiles of a Siemens mosaic",
+    "body_part_unknown": "kept although the header names no known body part and `body_parts` is set",
+    "sequence_unknown": "MRI that is kept although its sequence is not known and `sequences` is set",
 }
 
 SEQUENCES = (
