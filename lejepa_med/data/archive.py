@@ -14,11 +14,12 @@ import itertools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lejepa_med.compute import spread
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.acquisitions import from_json, groups, member_of, to_json
 from lejepa_med.data.archive_page import write_page
 from lejepa_med.data.archive_tables import write_csv, write_files, write_series
 from lejepa_med.data.entries_dicom import dicom_entries
@@ -30,6 +31,7 @@ from lejepa_med.data.examine import Examined, Record, record, record_many, unpac
 from lejepa_med.data.privacy import load_salt
 from lejepa_med.data.probe import CRASHED, Probe, Probed, probe_many
 from lejepa_med.data.pseudonyms import Pseudonyms
+from lejepa_med.data.rules import judge
 from lejepa_med.data.store import Store
 from lejepa_med.data.walk import Found, walk
 from lejepa_med.errors import DataError
@@ -130,19 +132,20 @@ def _assemble(table: EntryTable, run: _Run) -> None:
     with table.transaction():
         for done, (uid, is_shared, members) in enumerate(run.store.series(), 1):
             entries = dicom_entries(uid, is_shared, members, run.salt, run.settings)
-            table.add(_judged(entry, run.settings) for entry in entries)
+            table.add(_judged(entry, run) for entry in entries)
             run.progress("series", done, total)
         patients = Patients(run.settings.patients, lambda: (found for _, found, _, _ in run.store.volume_files()))
         context = Context(run.salt, run.settings)
         for number, found, kind, payload in run.store.volume_files():
             entries = file_entries(number, found, kind, unpack_volumes(payload), patients, context)
-            table.add(_judged(entry, run.settings) for entry in entries)
+            table.add(_judged(entry, run) for entry in entries)
         table.add_without_volume(functools.partial(other_entry, salt=run.salt))
 
 
-def _judged(entry: Entry, settings: IndexSettings) -> Entry:
-    """The entry after the rules that know nothing of files."""
-    return entry
+def _judged(entry: Entry, run: _Run) -> Entry:
+    """The entry after the rules that know nothing of files, with what its group depends on."""
+    member = member_of(entry, Pseudonyms(run.salt))
+    return judge(replace(entry, acquisition="" if member is None else to_json(member)), run.settings)
 
 
 def _probe(table: EntryTable, run: _Run) -> None:
@@ -188,17 +191,15 @@ def _reject_duplicates(table: EntryTable) -> None:
 
 
 def _group(table: EntryTable) -> None:
-    """Gives volumes that are one acquisition one group."""
+    """Gives volumes that show one acquisition one group; no group reaches across patients."""
     with table.transaction():
         usable = table.entries("source = 'dicom' AND reason = ''", "patient_key, series_key")
         for _, members in itertools.groupby(usable, key=lambda entry: entry.patient_key):
-            for entry in _grouped(list(members)):
-                table.update(entry)
-
-
-def _grouped(entries: Sequence[Entry]) -> Iterable[Entry]:
-    """The entries of one patient whose group changes."""
-    return ()
+            entries = list(members)
+            labels = groups(from_json(entry.acquisition) for entry in entries)
+            for entry in entries:
+                if labels[entry.series_key] != entry.group_key:
+                    table.update(replace(entry, group_key=labels[entry.series_key]))
 
 
 def _account(table: EntryTable, files_seen: int, files_read: int) -> IndexSummary:

@@ -69,6 +69,7 @@ class Entry:
     affine: Affine = ()  # RAS+ mm, empty where there is no geometry
     content: str = ""  # equal for equal voxels in equal places
     signature: str = ""  # of the files of a DICOM volume: changes whenever one of them does
+    acquisition: str = ""  # what decides on the group
     stack: Stack | None = None  # of a DICOM volume, until the row is stored
 
     @property

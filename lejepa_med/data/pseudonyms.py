@@ -34,7 +34,7 @@ _WORDS = frozenset(
     | REFORMATS
 )
 _SHORT_NUMBER = re.compile(r"[-+]?\d{0,7}(\.\d{0,6})?(e[-+]?\d{1,2})?", re.IGNORECASE)
-_TIME = re.compile(r"(\d{8})?(\d{2})(\d{2})?(\d{2})?(\.\d{1,6})?([-+]\d{4})?")
+_TIME = re.compile(r"(\d{8})?(\d{2})(\d{2})?(\d{2})?(\.\d{1,6})?(?:[-+]\d{4})?", re.ASCII)
 _MAX_SHIFT = 10**9
 
 
@@ -76,8 +76,10 @@ class Pseudonyms:
 
     def time(self, text: str) -> str:
         """A DICOM time or date and time as seconds from a secret zero, to keep order and no date."""
-        seconds = _seconds(text.replace(":", ""))
-        return self.word(text) if seconds is None else str(seconds + _shift(self.salt))
+        seconds = _seconds(text.strip().replace(":", ""))
+        if seconds is None:
+            return "x" + _hashed(self.salt, "time", text) if text else ""
+        return str(seconds + _shift(self.salt))
 
     def seconds_of_day(self, time: str) -> float:
         """The time of day of what `time` gave, NaN where it is none; for comparisons, not for keeping."""
@@ -139,7 +141,9 @@ def _seconds(text: str) -> Decimal | None:
     found = _TIME.fullmatch(text)
     if found is None:
         return None
-    date, hours, minutes, seconds, fraction, zone = found.groups()
+    date, hours, minutes, seconds, fraction = found.groups()  # the zone is left out: other times do not tell theirs
+    if int(hours) > 23 or int(minutes or 0) > 59 or int(seconds or 0) > 60:
+        return None
     total = Decimal(3600 * int(hours) + 60 * int(minutes or 0) + int(seconds or 0)) + Decimal(fraction or 0)
     if date:
         try:
@@ -147,6 +151,4 @@ def _seconds(text: str) -> Decimal | None:
         except ValueError:
             return None
         total += int(day.timestamp())
-    if zone:
-        total -= int(zone[0] + "1") * (3600 * int(zone[1:3]) + 60 * int(zone[3:]))
     return total
