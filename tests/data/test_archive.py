@@ -13,7 +13,19 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_factory import SECONDARY_CAPTURE, SR, compressed, enhanced, header, image, misplaced, stack, turned, write
+from dicom_factory import (
+    CT,
+    SECONDARY_CAPTURE,
+    SR,
+    compressed,
+    enhanced,
+    header,
+    image,
+    misplaced,
+    stack,
+    turned,
+    write,
+)
 from PIL import Image
 
 from lejepa_med.config.compute import ComputeConfig
@@ -447,3 +459,18 @@ def test_a_permission_that_was_given_is_noticed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.undo()
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.files_read, summary.files_used) == (1, 2)
+
+
+def test_thin_and_thick_of_one_acquisition_are_one_group(tmp_path: Path) -> None:
+    for name, gap, count in (("thin", 1.0, 12), ("thick", 3.0, 4), ("later", 1.0, 12)):
+        uid, time = f"1.2.826.{len(name)}.{count}", "111500" if name == "later" else "101500"
+        slices = stack(count, gap, SeriesInstanceUID=uid, AcquisitionTime=time, SOPClassUID=CT)
+        for place, dataset in enumerate(slices):
+            dataset.SOPInstanceUID = f"{uid}.{place}"
+        write(tmp_path / "in" / name, slices)
+    run(tmp_path / "in", tmp_path / "out")
+    table = Archive.open(tmp_path / "out").rows()
+    groups = table.groupby("num_slices")["group_key"].agg(set)
+    thick = next(iter(groups[4]))
+    assert thick in groups[12] and len(groups[12]) == 2
+    assert thick == min(table.loc[table["group_key"] == thick, "series_key"])
