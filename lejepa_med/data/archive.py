@@ -14,7 +14,7 @@ import itertools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lejepa_med.compute import spread
@@ -101,7 +101,7 @@ def _index(paths: Sequence[Path], out: Path, run: _Run) -> IndexSummary:
     summary = _account(table, run.store.num_found(), files_read)
     write_files(out / "files.parquet", table)
     write_csv(out / "series.csv", table)
-    write_page(out / "index.html", table, summary.__dict__, run.settings.compute)
+    write_page(out / "index.html", table, asdict(summary), run.settings.compute)
     write_series(out / "series.parquet", table)
     run.store.prune()
     return summary

@@ -13,6 +13,7 @@ from lejepa_med.data.dicom_files import listed_frame, listed_stack
 from lejepa_med.data.dicom_pixels import rescaled, stored_values
 from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entry import Entry, FilePlace
+from lejepa_med.data.privacy import keyed_hash
 from lejepa_med.data.pseudonyms import Pseudonyms
 
 _SHARES = (0.25, 0.5, 0.75)
@@ -66,13 +67,13 @@ def probe(entry: Entry, places: Sequence[FilePlace], names: Pseudonyms) -> Probe
         if low == high:
             return Probe("constant", low, high, "")
         return Probe("", low, high, "")  # three empty slices are no proof that two volumes are one
-    return Probe("", low, high, _content(entry, values) if len(values) == len(_SHARES) else "")
+    return Probe("", low, high, _content(entry, values, names.salt) if len(values) == len(_SHARES) else "")
 
 
-def _content(entry: Entry, values: Sequence[NDArray[np.generic]]) -> str:
+def _content(entry: Entry, values: Sequence[NDArray[np.generic]], salt: bytes) -> str:
     """A hash of slices and geometry, blind to encoding, compression and the text of numbers."""
     places = np.round(np.array(entry.affine), 3) + 0.0
     digest = hashlib.blake2b(f"{entry.modality} {entry.shape} {places.tolist()}".encode(), digest_size=16)
     for array in values:
         digest.update(np.ascontiguousarray(array, dtype=np.float64).data)
-    return "dicom " + digest.hexdigest()
+    return keyed_hash(salt, "dicom content", digest.hexdigest())

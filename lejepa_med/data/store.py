@@ -58,17 +58,24 @@ class Store:
         self.path = folder / "scan.sqlite"
         self._made = [path for path in (folder / "salt", self.path) if not path.exists()]
         self._made_folder = not folder.exists()
-        folder.mkdir(parents=True, exist_ok=True)
         self._set_tmpdir = "SQLITE_TMPDIR" not in os.environ
-        if self._set_tmpdir:  # /tmp may be small, and is not where paths of the archive belong
-            os.environ["SQLITE_TMPDIR"] = str(folder.resolve())
         try:
-            self.sql = self._connect()
-        except sqlite3.OperationalError:
+            folder.mkdir(parents=True, exist_ok=True)
+            if self._set_tmpdir:  # /tmp may be small, and is not where paths of the archive belong
+                os.environ["SQLITE_TMPDIR"] = str(folder.resolve())
+            self.sql = self._open()
+        except (OSError, sqlite3.OperationalError):
+            self._restore_environment()
             raise DataError(f"index: {folder} cannot be written, or another `index` is at work in it") from None
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.OperationalError:
+            raise
         except sqlite3.DatabaseError:  # damaged: it only saves time
             self.path.unlink()
-            self.sql = self._connect()
+            return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -93,10 +100,13 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.sql.close()
-        if self._set_tmpdir:
-            os.environ.pop("SQLITE_TMPDIR", None)
+        self._restore_environment()
         if isinstance(error, DataError):
             self._forget()
+
+    def _restore_environment(self) -> None:
+        if self._set_tmpdir:
+            os.environ.pop("SQLITE_TMPDIR", None)
 
     def _forget(self) -> None:
         """Remove what this run made: the mistake of a user leaves nothing behind."""
