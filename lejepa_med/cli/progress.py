@@ -7,32 +7,47 @@ import time
 
 _INTERVAL_S = {True: 0.2, False: 15.0}
 _CLEAR = "\r\033[K"
+_ONE = {"files": "files", "finding files": "files", "series": "series", "volumes": "volumes"}  # what a rate counts
 
 
 class ProgressLine:
-    """Called with (stage, done, total): shows rate and time left. One stage follows another."""
+    """Called with (stage, done, total), total 0 while unknown: shows rate and time left. Stages follow each other."""
 
     def __init__(self) -> None:
-        self._stage, self._started, self._shown, self._first = "", 0.0, 0.0, 0
+        self._stage, self._started, self._shown, self._first, self._open = "", 0.0, 0.0, 0, False
         self._terminal = sys.stderr.isatty()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         if stage != self._stage:
-            self._stage, self._started, self._shown, self._first = stage, now, now, max(0, done - 1)
-        finished = done >= total
+            self._end_line()
+            # What the first call brings is known from an earlier run where nothing was done yet in this one.
+            first = done if stage == "files" else max(0, done - 1)
+            self._stage, self._started, self._shown, self._first = stage, now, now, first
+        finished = 0 < total <= done
         if not finished and now - self._shown < _INTERVAL_S[self._terminal]:
             return
         self._shown = now
-        seconds = max(now - self._started, 1e-6)
-        rate = (done - self._first) / seconds
-        line = f"{stage}: {done:,} of {total:,}"
-        if seconds > 0.05:  # else the first call came when the work was done
-            line += f", {rate:.3g}/s"
-            line += f", {duration(seconds)}" if finished or rate <= 0 else f", {duration((total - done) / rate)} left"
-        end = "\n" if finished or not self._terminal else ""
+        line = f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}"
+        line += self._speed(stage, done, total, max(now - self._started, 1e-6), finished)
         start = _CLEAR if self._terminal else ""
-        print(f"{start}{line}", end=end, file=sys.stderr, flush=True)
+        self._open = self._terminal and not finished
+        print(f"{start}{line}", end="" if self._open else "\n", file=sys.stderr, flush=True)
+
+    def _speed(self, stage: str, done: int, total: int, seconds: float, finished: bool) -> str:
+        if seconds <= 0.05:  # the first call came when the work was done
+            return ""
+        rate = (done - self._first) / seconds
+        unit = f" {_ONE[stage]}" if stage in _ONE else ""
+        text = f", {rate:,.0f}{unit}/s" if rate >= 100 else f", {rate:.3g}{unit}/s"
+        if finished or rate <= 0:
+            return f"{text}, {duration(seconds)}"
+        return f"{text}, {duration((total - done) / rate)} left" if total else text
+
+    def _end_line(self) -> None:
+        if self._open:
+            print(file=sys.stderr, flush=True)
+            self._open = False
 
     def note(self, sentence: str) -> None:
         """A sentence of its own, above the line that goes on rewriting itself."""

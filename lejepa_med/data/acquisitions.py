@@ -7,7 +7,9 @@ not tell keeps volumes apart. Groups never reach across patients, so patients ca
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 
 from lejepa_med.data.entry import Entry
 from lejepa_med.data.frame import Frame
-from lejepa_med.data.privacy import keyed_hash
+from lejepa_med.data.pseudonyms import Pseudonyms
 
 TIME_TOLERANCE_S = 1.0
 """Reconstructions start up to a rotation apart, and some writers cut off fractions of a second."""
@@ -56,19 +58,18 @@ class Member:
         return math.isfinite(self.earliest_s) and math.isfinite(self.latest_s)
 
 
-def member_of(entry: Entry, salt: bytes) -> Member | None:
-    """The grouping facts of a DICOM volume; None for everything else, which is a group of its own."""
+def member_of(entry: Entry, names: Pseudonyms) -> Member | None:
+    """The grouping facts of a DICOM volume, whose frames `names` named; None for everything else, which stays alone."""
     if entry.stack is None:
         return None
     frames = entry.stack.frames
-    earliest, latest = _span(frames)
-    uid = frames[0].frame_of_reference
+    earliest, latest = _span([names.seconds_of_day(frame.time) for frame in frames])
     return Member(
         series_key=entry.series_key,
         patient_key=entry.patient_key,
         study_key=entry.study_key,
         modality=entry.modality,
-        frame_of_reference=keyed_hash(salt, "frame of reference", uid) if uid else "",
+        frame_of_reference=frames[0].frame_of_reference,
         earliest_s=earliest,
         latest_s=latest,
         acquisitions=frozenset(frame.acquisition for frame in frames) - {""},
@@ -78,6 +79,19 @@ def member_of(entry: Entry, salt: bytes) -> Member | None:
         affine=entry.stack.affine,
         shape=entry.stack.shape,
     )
+
+
+def to_json(member: Member) -> str:
+    """A member as text; times that are unknown stay so."""
+    values = {field.name: getattr(member, field.name) for field in dataclasses.fields(Member)}
+    return json.dumps(values | {"acquisitions": sorted(member.acquisitions), "affine": member.affine.tolist()})
+
+
+def from_json(text: str) -> Member:
+    """The member that `to_json` wrote."""
+    values = json.loads(text)
+    values |= {"acquisitions": frozenset(values["acquisitions"]), "affine": np.array(values["affine"])}
+    return Member(**values | {"shape": tuple(values["shape"])})
 
 
 def groups(members: Iterable[Member]) -> dict[str, str]:
@@ -200,23 +214,8 @@ class _Sets:
         self._parents[larger] = smaller
 
 
-def seconds(text: str) -> float:
-    """Seconds of the day of a DICOM time or date-time; NaN where it is none."""
-    whole, _, fraction = text.strip().replace(":", "").partition(".")
-    whole = whole.partition("+")[0].partition("-")[0]
-    whole = whole[8:] if len(whole) > 6 else whole
-    digits = fraction.partition("+")[0].partition("-")[0]
-    if len(whole) not in (2, 4, 6) or not (whole + digits).isascii() or not (whole + digits).isdigit():
-        return math.nan
-    hours, minutes, rest = (int((whole + "0000")[place : place + 2]) for place in (0, 2, 4))
-    if hours > 23 or minutes > 59 or rest > 60:
-        return math.nan
-    return hours * 3600 + minutes * 60 + rest + float(f"0.{digits or 0}")
-
-
-def _span(frames: Sequence[Frame]) -> tuple[float, float]:
+def _span(times: list[float]) -> tuple[float, float]:
     """First and last time of the slices; NaN where one has none, and for the midnight that anonymisers fill in."""
-    times = [seconds(frame.time) for frame in frames]
     if any(math.isnan(time) for time in times) or not any(times):
         return math.nan, math.nan
     if max(times) - min(times) > _DAY_S / 2:  # the scan went on past midnight

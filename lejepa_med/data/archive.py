@@ -3,41 +3,43 @@
 INDEX/series.parquet  series.csv   one row per volume, and per group of files that are no volume; no identities
       index.html                   counts, a table and middle slices; no identities
       files.parquet                private: which file belongs to which series
-      headers.jsonl  probes.jsonl  private: what earlier runs found, so that unchanged files are not read again
+      scan.sqlite                  private: what earlier runs found, so that unchanged files are not read again
       salt                         private: makes the keys
 """
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import os
+import functools
+import itertools
+import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
-import joblib
-
+from lejepa_med.compute import spread
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.acquisitions import from_json, groups, member_of, to_json
 from lejepa_med.data.archive_page import write_page
+from lejepa_med.data.archive_tables import write_csv, write_files, write_series
 from lejepa_med.data.entries_dicom import dicom_entries
-from lejepa_med.data.entries_files import HU_OF_FAT, file_entries
-from lejepa_med.data.entries_other import other_entries
-from lejepa_med.data.entry import Entry, files_table, series_table
-from lejepa_med.data.examine import Examined, HeaderCache, examine_many, from_line
-from lejepa_med.data.privacy import load_salt, write_private
-from lejepa_med.data.probe import Probe, ProbeCache, probe_many, signature
+from lejepa_med.data.entries_files import HU_OF_FAT, Context, Patients, file_entries
+from lejepa_med.data.entries_other import other_entry
+from lejepa_med.data.entry import Entry
+from lejepa_med.data.entry_table import EntryTable
+from lejepa_med.data.examine import Examined, Record, record, record_many, unpack_volumes
+from lejepa_med.data.privacy import load_salt
+from lejepa_med.data.probe import CRASHED, Probe, Probed, probe_many
+from lejepa_med.data.pseudonyms import Pseudonyms
+from lejepa_med.data.rules import judge
+from lejepa_med.data.store import Store
 from lejepa_med.data.walk import Found, walk
 from lejepa_med.errors import DataError
 
 Progress = Callable[[str, int, int], None]
-"""Called with a stage, the number of things done and their total."""
+"""Called with a stage, the number of things done and their total (0: not known yet)."""
 
-_BATCH = 32
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+_FILE_S, _VOLUME_S = 120.0, 300.0  # a reader that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class IndexSummary:
     modalities: dict[str, int]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What every stage needs."""
+
+    store: Store
+    salt: bytes
+    settings: IndexSettings
+    progress: Progress
+
+
 def index(
     paths: Sequence[Path], out: Path, settings: IndexSettings, progress: Progress = lambda stage, done, total: None
 ) -> IndexSummary:
@@ -62,126 +74,168 @@ def index(
 
     Raises `DataError` for a path that does not exist, and where no file is a scan (nothing is written then).
     """
-    found = walk(paths, skip=out)
-    headers = HeaderCache(out)
-    examined, files_read = _examine(found, headers, settings.compute.workers, progress)
-    if not any(outcome.frames or outcome.volumes for _, outcome in examined):
-        if not headers.existed:
-            headers.forget()
-        raise DataError(_nothing_found(examined))
-    entries = _entries(examined, load_salt(out), settings)
-    entries = _probed(entries, ProbeCache(out), settings.compute.workers, progress)
-    summary = _account(found, entries, files_read)
-    _write(out, entries, summary)
-    headers.tidy(found)
+    with Store(out) as store:
+        try:
+            run = _Run(store, load_salt(out), settings, progress)
+            return _index(paths, out, run)
+        except sqlite3.OperationalError as error:  # such as a full disk; its messages hold no data
+            raise DataError(f"index: {out} cannot be written ({error})") from None
+
+
+def _index(paths: Sequence[Path], out: Path, run: _Run) -> IndexSummary:
+    count = 0
+    run.progress("finding files", 0, 0)
+    for count in run.store.add_found(walk(paths, skip=out), run.salt):
+        run.progress("finding files", count, 0)
+    run.progress("finding files", count, count)
+    files_read = _read(run)
+    if not run.store.count(
+        "SELECT EXISTS (SELECT 1 FROM examined e JOIN found f USING (key) WHERE frames + volumes > 0)"
+    ):
+        raise DataError(_nothing_found(run.store))
+    table = EntryTable(run.store)
+    _assemble(table, run)
+    _probe(table, run)
+    _reject_duplicates(table)
+    _group(table)
+    summary = _account(table, run.store.num_found(), files_read)
+    write_files(out / "files.parquet", table)
+    write_csv(out / "series.csv", table)
+    write_page(out / "index.html", table, asdict(summary), run.settings.compute)
+    write_series(out / "series.parquet", table)
+    run.store.prune()
     return summary
 
 
-def _entries(examined: Sequence[tuple[Found, Examined]], salt: bytes, settings: IndexSettings) -> list[Entry]:
-    files = {found.path: found for found, _ in examined}
-    frames = [frame for _, outcome in examined for frame in outcome.frames]
-    volumes = [(found, outcome) for found, outcome in examined if outcome.volumes]
-    others = [(found, outcome) for found, outcome in examined if not outcome.frames and not outcome.volumes]
-    entries = dicom_entries(frames, files, salt, settings)
-    entries += file_entries(volumes, salt, settings)
-    entries += other_entries(others, salt)
-    return sorted(entries, key=lambda entry: entry.series_key)
-
-
-def _examine(
-    found: Sequence[Found], cache: HeaderCache, workers: int, progress: Progress
-) -> tuple[list[tuple[Found, Examined]], int]:
-    """What is in each file, from the cache where it has not changed, and how many files were read."""
-    lines = {file.path: cache.get(file) for file in found}
-    unknown = [file for file in found if lines[file.path] is None]
-    done = len(found) - len(unknown)
-    progress("files", done, len(found))
-    for batch, result in _in_batches(examine_many, unknown, workers):
-        cache.add(result)
-        lines.update({file.path: line for file, line in zip(batch, result, strict=True)})
+def _read(run: _Run) -> int:
+    """Reads what is not known yet, and returns how many files that were."""
+    total, unread = run.store.num_found(), run.store.num_unread()
+    done = total - unread
+    run.progress("files", done, total)
+    work = functools.partial(record_many, run.salt)
+    lost = functools.partial(_lost, Pseudonyms(run.salt))
+    for batch, records in spread(work, run.store.unread(), run.settings.compute, lost, seconds_per_item=_FILE_S):
+        run.store.add_records(batch, records, run.salt)
         done += len(batch)
-        progress("files", done, len(found))
-    parsed = ((file, from_line(lines[file.path] or "")) for file in found)
-    return [(file, outcome[1]) for file, outcome in parsed if outcome is not None], len(unknown)
+        run.progress("files", done, total)
+    return unread
 
 
-def _probed(entries: list[Entry], cache: ProbeCache, workers: int, progress: Progress) -> list[Entry]:
-    """The entries with what a look at the pixels of DICOM volumes adds."""
-    keys = {entry.series_key: signature(entry) for entry in entries if entry.stack and not entry.reason}
-    unknown = [entry for entry in entries if entry.series_key in keys and cache.get(keys[entry.series_key]) is None]
-    done = 0
-    for batch, result in _in_batches(_probe_entries, unknown, workers):
-        cache.add([(keys[entry.series_key], found) for entry, found in zip(batch, result, strict=True)])
+def _lost(names: Pseudonyms, found: Found) -> Record:
+    return record(found, Examined("other", "crashed_reader"), names)
+
+
+def _assemble(table: EntryTable, run: _Run) -> None:
+    """Fills the table from what is known of the files."""
+    run.store.place()
+    total = run.store.count("SELECT COUNT(DISTINCT series) FROM placed")
+    with table.transaction():
+        for done, (uid, is_shared, members) in enumerate(run.store.series(), 1):
+            entries = dicom_entries(uid, is_shared, members, run.salt, run.settings)
+            table.add(_judged(entry, run) for entry in entries)
+            run.progress("series", done, total)
+        patients = Patients(run.settings.patients, lambda: (found for _, found, _, _ in run.store.volume_files()))
+        context = Context(run.salt, run.settings)
+        for number, found, kind, payload in run.store.volume_files():
+            entries = file_entries(number, found, kind, unpack_volumes(payload), patients, context)
+            table.add(_judged(entry, run) for entry in entries)
+        table.add_without_volume(functools.partial(other_entry, salt=run.salt))
+
+
+def _judged(entry: Entry, run: _Run) -> Entry:
+    """The entry after the rules that know nothing of files, with what its group depends on."""
+    member = member_of(entry, Pseudonyms(run.salt))
+    return judge(replace(entry, acquisition="" if member is None else to_json(member)), run.settings)
+
+
+def _probe(table: EntryTable, run: _Run) -> None:
+    """Adds what a look at the pixels of DICOM volumes tells."""
+    condition = "signature != '' AND reason = ''"
+    unknown = f"{condition} AND signature NOT IN (SELECT signature FROM probes)"
+    total, done = table.num_entries(unknown), 0
+    volumes = (Probed(entry, table.places(entry.series_key)) for entry in table.entries(unknown))
+    work = functools.partial(probe_many, run.salt)
+    for batch, probes in spread(work, volumes, run.settings.compute, lambda _: CRASHED, 4, _VOLUME_S):
+        run.store.add_probes([(volume.entry.signature, probe) for volume, probe in zip(batch, probes, strict=True)])
         done += len(batch)
-        progress("volumes", done, len(unknown))
-    return [_with_probe(entry, cache.get(keys.get(entry.series_key, ""))) for entry in entries]
+        run.progress("volumes", done, total)
+    with table.transaction():
+        for entry in table.entries(condition):
+            probe = run.store.probe(entry.signature)
+            assert probe is not None
+            table.update(_with_probe(entry, probe))
 
 
-def _probe_entries(entries: list[Entry]) -> list[Probe]:
-    return probe_many([entry.stack for entry in entries if entry.stack is not None])
+def _with_probe(entry: Entry, probe: Probe) -> Entry:
+    if probe.reason:
+        return entry.rejected(probe.reason)
+    if entry.modality == "ct" and probe.low > HU_OF_FAT:
+        entry = entry.flagged("hu_uncertain")
+    return entry.with_content(probe.content)
 
 
-def _with_probe(entry: Entry, found: Probe | None) -> Entry:
-    if found is None:
-        return entry
-    if found.reason:
-        return entry.rejected(found.reason)
-    return entry.flagged("hu_uncertain") if entry.modality == "ct" and found.low > HU_OF_FAT else entry
+def _reject_duplicates(table: EntryTable) -> None:
+    """Of volumes with the same voxels in the same places the first is kept, one of a known patient before others.
+
+    DICOM volumes count as the same only under another study: within one, equal volumes are a matter of its protocol
+    (a repeated time point), while a study that was exported or anonymised twice would be in training and in test.
+    """
+    with table.transaction():
+        for same in table.same_content():
+            first, *others = same
+            later = [entry for entry in others if entry.source != "dicom" or entry.study_key != first.study_key]
+            if later:
+                table.update(first.flagged("duplicate_file"))
+            for entry in later:
+                table.update(entry.rejected("duplicate"))
 
 
-def _in_batches(
-    work: Callable[[list[_Item]], list[_Result]], items: Sequence[_Item], workers: int
-) -> Iterator[tuple[list[_Item], list[_Result]]]:
-    """Each batch with its results, in order; in this process where that is quicker."""
-    batches = [list(items[start : start + _BATCH]) for start in range(0, len(items), _BATCH)]
-    workers = min(workers or os.cpu_count() or 1, len(batches))
-    if workers <= 1:
-        yield from ((batch, work(batch)) for batch in batches)
-        return
-    results = joblib.Parallel(n_jobs=workers, return_as="generator")(joblib.delayed(work)(batch) for batch in batches)
-    yield from zip(batches, results, strict=True)
+def _group(table: EntryTable) -> None:
+    """Gives volumes that show one acquisition one group; no group reaches across patients."""
+    with table.transaction():
+        usable = table.entries("source = 'dicom' AND reason = ''", "patient_key, series_key")
+        for _, members in itertools.groupby(usable, key=lambda entry: entry.patient_key):
+            entries = list(members)
+            labels = groups(from_json(entry.acquisition) for entry in entries)
+            for entry in entries:
+                if labels[entry.series_key] != entry.group_key:
+                    table.update(replace(entry, group_key=labels[entry.series_key]))
 
 
-def _account(found: Sequence[Found], entries: Sequence[Entry], files_read: int) -> IndexSummary:
-    used = {use.file.path for entry in entries if not entry.reason for use in entry.files}
-    named = {use.file.path for entry in entries for use in entry.files}
-    assert named == {file.path for file in found}, "a file without a row"
+def _account(table: EntryTable, files_seen: int, files_read: int) -> IndexSummary:
+    assert table.num_files() == files_seen, "a file without a row"
+    verdicts: Counter[str] = Counter()
+    reasons: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    modalities: Counter[str] = Counter()
+    for entry in table.entries():
+        verdicts[entry.verdict] += 1
+        if entry.reason:
+            reasons[entry.reason] += 1
+        else:
+            flags.update(entry.flags)
+            modalities[entry.modality] += 1
+    used = table.num_files("reason = ''")
     return IndexSummary(
-        files_seen=len(found),
-        files_used=len(used),
-        files_explained=len(named - used),
+        files_seen=files_seen,
+        files_used=used,
+        files_explained=files_seen - used,
         files_read=files_read,
-        series=len(entries),
-        verdicts=_counts(entry.verdict for entry in entries),
-        reasons=_counts(entry.reason for entry in entries if entry.reason),
-        flags=_counts(flag for entry in entries if not entry.reason for flag in entry.flags),
-        modalities=_counts(entry.modality for entry in entries if not entry.reason),
+        series=table.num_entries(),
+        verdicts=_ordered(verdicts.items()),
+        reasons=_ordered(reasons.items()),
+        flags=_ordered(flags.items()),
+        modalities=_ordered(modalities.items()),
     )
 
 
-def _counts(words: Iterator[str]) -> dict[str, int]:
-    return dict(Counter(words).most_common())
+def _ordered(counts: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The most frequent first."""
+    return dict(sorted(counts, key=lambda item: (-item[1], item[0])))
 
 
-def _nothing_found(examined: Sequence[tuple[Found, Examined]]) -> str:
-    reasons = Counter(outcome.reason for _, outcome in examined).most_common(3)
-    listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
-    return f"index: none of {len(examined)} files is a scan ({listed}); expected DICOM, NIfTI, PNG, JPEG or TIFF"
-
-
-def _write(out: Path, entries: Sequence[Entry], summary: IndexSummary) -> None:
-    table = series_table(entries)
-    private = io.BytesIO()
-    files_table(entries).to_parquet(private, index=False)
-    write_private(out / "files.parquet", private.getvalue())
-    public = io.BytesIO()
-    table.to_parquet(public, index=False)
-    _replace(out / "series.csv", table.to_csv(index=False, lineterminator="\n").encode())
-    write_page(out / "index.html", entries, dataclasses.asdict(summary))
-    _replace(out / "series.parquet", public.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _nothing_found(store: Store) -> str:
+    query = "SELECT e.reason, COUNT(*) FROM found f JOIN examined e USING (key) GROUP BY e.reason"
+    reasons = _ordered(store.sql.execute(query))
+    listed = ", ".join(f"{count} {reason}" for reason, count in list(reasons.items())[:3])
+    return f"index: none of {store.num_found()} files is a scan ({listed}); expected DICOM, NIfTI, PNG, JPEG or TIFF"

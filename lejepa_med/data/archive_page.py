@@ -5,9 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import itertools
-import os
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,13 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lejepa_med.compute import spread
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data import images, nifti, vocabulary
+from lejepa_med.data.archive_tables import temporary_name
+from lejepa_med.data.dicom_files import listed_frame
 from lejepa_med.data.dicom_pixels import rescaled, stored_values
-from lejepa_med.data.entry import Entry
+from lejepa_med.data.entry import Entry, FilePlace
+from lejepa_med.data.entry_table import EntryTable
+from lejepa_med.data.probe import Probed
 
 SAMPLE = 48
 MAX_ROWS = 2000
 _SIDE = 112
+_PICTURE_S = 300.0
 _STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2em auto;max-width:75em;color:#222}
 table{border-collapse:collapse}
 td,th{padding:.15em .7em .15em 0;text-align:left;border-bottom:1px solid #ddd;vertical-align:top}.n{text-align:right}
@@ -30,7 +34,7 @@ figure img{background:#000;display:block}figcaption{font-size:10px;color:#666;ov
 .accepted{color:#186a3b}.flagged{color:#9a6200}.rejected{color:#a32020}.wide{overflow-x:auto;font-size:12px}"""
 
 
-def write_page(path: Path, entries: Sequence[Entry], account: Mapping[str, object]) -> None:
+def write_page(path: Path, table: EntryTable, account: Mapping[str, object], compute: ComputeConfig) -> None:
     """Writes the page; `account` are the counts of the run by name."""
     body = [
         "<h1>Index of an archive</h1>",
@@ -41,12 +45,12 @@ def write_page(path: Path, entries: Sequence[Entry], account: Mapping[str, objec
         _counts("reason, not used", account["reasons"], vocabulary.REASONS),
         _counts("remark, used", account["flags"], vocabulary.FLAGS),
         "</div><h2>Middle slices</h2>",
-        *_figures(entries),
+        *_figures(table, compute),
         "<h2>Series</h2>",
-        _table(entries),
+        _table(table),
     ]
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Index</title><style>{_STYLE}</style>"
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
     temporary.write_text(page + "\n".join(body) + "</html>\n", encoding="utf-8")
     temporary.replace(path)
 
@@ -60,41 +64,34 @@ def _counts(title: str, counts: object, meaning: Mapping[str, str]) -> str:
     return f"<table><tr><th>{title}<th class=n>rows<th>{rows}</table>"
 
 
-def _figures(entries: Sequence[Entry]) -> list[str]:
-    figures = []
-    for entry in sample(entries):
-        try:
-            png = thumbnail(_middle(entry))
-        except Exception:
-            continue
-        data = base64.b64encode(png).decode()
-        caption = f"{entry.series_key} {entry.modality} {entry.sequence}"
-        figures.append(
-            f'<figure><img alt="" width={_SIDE} height={_SIDE} src="data:image/png;base64,{data}">'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        )
-    return figures
+def _figures(table: EntryTable, compute: ComputeConfig) -> list[str]:
+    shown = (Probed(entry, table.places(entry.series_key)) for entry in table.sample(SAMPLE))
+    return [
+        f'<figure><img alt="" width={_SIDE} height={_SIDE} src="data:image/png;base64,{picture}">'
+        f"<figcaption>{html.escape(f'{volume.entry.series_key} {volume.entry.modality} {volume.entry.sequence}')}"
+        "</figcaption></figure>"
+        for batch, pictures in spread(_pictures, shown, compute, lambda _: "", 4, _PICTURE_S)
+        for volume, picture in zip(batch, pictures, strict=True)
+        if picture
+    ]
 
 
-def sample(entries: Sequence[Entry]) -> list[Entry]:
-    """Up to `SAMPLE` usable entries, as evenly from each source and modality as there are.
-
-    Keys are hashes, so the first ones in their order are a random choice.
-    """
-    kinds: dict[tuple[str, str], list[Entry]] = defaultdict(list)
-    for entry in entries:
-        if not entry.reason:
-            kinds[(entry.source, entry.modality)].append(entry)
-    rounds = itertools.zip_longest(*(kinds[kind] for kind in sorted(kinds)))
-    chosen = [entry for turn in rounds for entry in turn if entry is not None]
-    return sorted(chosen[:SAMPLE], key=lambda entry: (entry.source, entry.modality, entry.series_key))
+def _pictures(volumes: list[Probed]) -> list[str]:
+    return [_picture(volume) for volume in volumes]
 
 
-def _middle(entry: Entry) -> NDArray[np.generic]:
-    if entry.stack is not None:
-        frame = entry.stack.frames[len(entry.stack.frames) // 2]
+def _picture(volume: Probed) -> str:
+    try:
+        return base64.b64encode(thumbnail(_middle(volume.entry, volume.places))).decode()
+    except Exception:
+        return ""
+
+
+def _middle(entry: Entry, places: Sequence[FilePlace]) -> NDArray[np.generic]:
+    if entry.source == "dicom":
+        frame = listed_frame(places, 0.5)
         return rescaled(frame, stored_values([frame])[0])
-    path = Path(entry.files[0].file.path)
+    path = Path(places[0].path)
     if entry.source == "image":
         return images.read(path, entry.part).array
     volume = nifti.read(path, entry.part, entry.modality)
@@ -117,14 +114,15 @@ def thumbnail(slice_: NDArray[np.generic]) -> bytes:
     return file.getvalue()
 
 
-def _table(entries: Sequence[Entry]) -> str:
+def _table(table: EntryTable) -> str:
     head = "".join(
         f"<th>{name}"
         for name in ("series", "verdict", "reason", "remarks", "modality", "body part", "sequence", "shape",
                      "spacing mm", "axes", "files", "detail")
     )  # fmt: skip
-    rows = [_row(entry) for entry in entries[:MAX_ROWS]]
-    more = f"<p>{len(entries) - MAX_ROWS} more rows in series.csv</p>" if len(entries) > MAX_ROWS else ""
+    rows = [_row(entry) for entry in table.entries(limit=MAX_ROWS)]
+    left = table.num_entries() - MAX_ROWS
+    more = f"<p>{left} more rows in series.csv</p>" if left > 0 else ""
     return f"<div class=wide><table><tr>{head}{''.join(rows)}</table></div>{more}"
 
 
@@ -132,7 +130,7 @@ def _row(entry: Entry) -> str:
     cells = (
         entry.reason, " ".join(sorted(entry.flags)), entry.modality, entry.body_part, entry.sequence,
         "x".join(map(str, entry.shape)), " x ".join(f"{length:.3g}" for length in entry.spacing_mm),
-        entry.orientation, str(len(entry.files)), entry.detail,
+        entry.orientation, str(entry.num_files), entry.detail,
     )  # fmt: skip
     start = f"<tr><td>{entry.series_key}<td class={entry.verdict}>{entry.verdict}"
     return start + "".join(f"<td>{html.escape(cell)}" for cell in cells)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from lejepa_med.config.indexing import IndexSettings, PatientTable
-from lejepa_med.data.entry import Entry, FileUse, geometry_of
-from lejepa_med.data.examine import Examined
+from lejepa_med.data.entry import Entry, FileUse, geometry_of, tilt_of, to_affine
 from lejepa_med.data.file_volume import FileVolume
 from lejepa_med.data.privacy import keyed_hash, patient_key
 from lejepa_med.data.walk import Found
@@ -28,49 +28,54 @@ HU_OF_FAT = -30.0
 """CT without a single voxel below this is no whole CT in Hounsfield units."""
 
 
-def file_entries(examined: Sequence[tuple[Found, Examined]], salt: bytes, settings: IndexSettings) -> list[Entry]:
-    """The rows of all NIfTI and image files of an archive."""
-    patients = Patients(settings.patients, [found for found, _ in examined])
-    entries: list[Entry] = []
-    contents: dict[str, list[int]] = defaultdict(list)
-    for found, outcome in examined:
-        for volume in outcome.volumes:
-            contents[volume.content].append(len(entries))
-            entries.append(_entry(found, volume, outcome.kind, patients, salt, settings))
-    for places in contents.values():
-        usable = [place for place in places if not entries[place].reason]
-        usable.sort(key=lambda place: "patient_unknown" in entries[place].flags)
-        if len(usable) > 1:
-            entries[usable[0]] = entries[usable[0]].flagged("duplicate_file")
-            for place in usable[1:]:
-                entries[place] = entries[place].rejected("duplicate")
-    return entries
+class Context(NamedTuple):
+    """What keys and verdicts depend on besides the file."""
+
+    salt: bytes
+    settings: IndexSettings
 
 
-def _entry(
-    found: Found, volume: FileVolume, kind: str, patients: Patients, salt: bytes, settings: IndexSettings
-) -> Entry:
+def file_entries(
+    file: int, found: Found, kind: str, volumes: Sequence[FileVolume], patients: Patients, context: Context
+) -> list[Entry]:
+    """The rows of one NIfTI file or image, which is the `file`th of the walk."""
+    use = FileUse(file, found.size)
+    return [
+        _entry(replace(use, frames=(volume.part,), slots=(0,)), found, volume, kind, patients, context)
+        for volume in volumes
+    ]
+
+
+def _entry(use: FileUse, found: Found, volume: FileVolume, kind: str, patients: Patients, context: Context) -> Entry:
+    salt, settings = context
     affine = np.array(volume.affine)
     spacing, orientation = geometry_of(affine, len(volume.shape))
     modality = "image" if kind == "image" else _modality(found, settings)
     patient_id = patients.of(found)
     patient = patient_key(salt, patient_id) if patient_id else keyed_hash(salt, "patient of file", found.relative)
     session = _SESSION.search(found.relative)
-    study = keyed_hash(salt, "study", patient, session[1] if session else found.relative)
+    key = keyed_hash(salt, "file", found.relative, str(volume.part) if volume.num_parts > 1 else "")
     entry = Entry(
-        series_key=keyed_hash(salt, "file", found.relative, str(volume.part) if volume.num_parts > 1 else ""),
+        series_key=key,
         reason=_reason(volume, kind, settings),
         flags=frozenset(_flags(volume, modality, patient_id, settings.accept_label_maps)),
         source=kind,
-        files=(FileUse(found, (volume.part,), (0,)),),
+        files=(use,),
         modality=modality,
         shape=volume.shape,
+        num_files=1,
         num_slices=volume.shape[slice_axis(spacing)] if kind == "nifti" else 1,
         patient_key=patient,
-        study_key=study,
+        study_key=keyed_hash(salt, "study", patient, session[1] if session else found.relative),
+        bytes=found.size,
         part=volume.part,
+        group_key=key,
+        content=volume.content,
     )
-    return entry if kind == "image" else replace(entry, spacing_mm=spacing, orientation=orientation)
+    if kind == "image":
+        return entry
+    tilt = tilt_of(affine) if len(volume.shape) == 3 else None
+    return replace(entry, spacing_mm=spacing, orientation=orientation, tilt_degrees=tilt, affine=to_affine(affine))
 
 
 def slice_axis(spacing_mm: Sequence[float]) -> int:
@@ -123,13 +128,17 @@ def _sidecar_modality(path: Path) -> str:
 class Patients:
     """Who a file belongs to: the user's table, else the BIDS subject in its path."""
 
-    def __init__(self, table: PatientTable | None, files: Sequence[Found]) -> None:
+    def __init__(self, table: PatientTable | None, files: Callable[[], Iterable[Found]]) -> None:
         self._by_path = _read(table) if table is not None else {}
-        names = Counter(found.relative.rpartition("/")[2] for found in files)
+        self._unique_names: set[str] = set()
+        if table is None:
+            return
+        names = Counter(name for found in files() if (name := _name(found)) in self._by_path)
         self._unique_names = {name for name, count in names.items() if count == 1}
-        if table is not None and files and not any(self._listed(found) for found in files):
+        count = sum(1 for _ in files())
+        if count and not any(self._listed(found) for found in files()):
             raise DataError(
-                f"patients.file ({table.file}): column `{table.path_column}` names none of the {len(files)} NIfTI and "
+                f"patients.file ({table.file}): column `{table.path_column}` names none of the {count} NIfTI and "
                 "image files found; expected paths relative to the folder given to `index`, or unique file names"
             )
 
@@ -139,9 +148,13 @@ class Patients:
         return self._listed(found) or (subject[1] if subject else "")
 
     def _listed(self, found: Found) -> str:
-        inside, name = found.relative.partition("/")[2], found.relative.rpartition("/")[2]
+        inside, name = found.relative.partition("/")[2], _name(found)
         by_name = self._by_path.get(name, "") if name in self._unique_names else ""
         return self._by_path.get(inside) or self._by_path.get(found.relative) or by_name
+
+
+def _name(found: Found) -> str:
+    return found.relative.rpartition("/")[2]
 
 
 def _read(table: PatientTable) -> dict[str, str]:

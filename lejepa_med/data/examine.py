@@ -1,27 +1,29 @@
 """One look at one file: the frames or volumes in it, or the reason why there are none. Never raises, never logs.
 
-INDEX/headers.jsonl   what was found in each file, by path, size and time; private, mode 600, append-only
+What a look leaves behind (`Record`) names nobody: no path, no id, no UID, no date and no text of a header.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lejepa_med.data import dicom, images, nifti
 from lejepa_med.data.dicom_header import NotAVolume, looks_like_dicom
+from lejepa_med.data.entry import as_tuples
 from lejepa_med.data.file_volume import BadFile, FileVolume
 from lejepa_med.data.frame import Frame
-from lejepa_med.data.privacy import write_private
+from lejepa_med.data.privacy import keyed_hash
+from lejepa_med.data.pseudonyms import Pseudonyms
 from lejepa_med.data.walk import Found
 
-VERSION = 3
-"""Raised whenever `Examined` or what is read from headers changes: older caches are then read anew."""
+VERSION = 4
+"""Raised whenever `Record` or what is read from files changes: what older versions found is then read anew."""
 
 _PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".tar.bz2", ".tar.xz")
 _UNSUPPORTED = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".mnc", ".par", ".rec")
@@ -36,6 +38,20 @@ class Examined:
     frames: tuple[Frame, ...] = ()
     volumes: tuple[FileVolume, ...] = ()
     owner: tuple[str, ...] = ("", "", "")
+
+
+class Record(NamedTuple):
+    """What is kept of a look. `series` groups files into series, or files without a volume into rows."""
+
+    kind: str
+    reason: str
+    series: str
+    uid: str
+    patient: str
+    study: str
+    frames: int
+    volumes: int
+    payload: bytes
 
 
 def examine(found: Found) -> Examined:
@@ -65,106 +81,65 @@ def examine(found: Found) -> Examined:
     return Examined("other", "unsupported_format" if name.endswith(_UNSUPPORTED) else "not_a_scan")
 
 
-def examine_many(batch: list[Found]) -> list[str]:
-    """The cache lines of a batch of files."""
-    return [to_line(found, examine(found)) for found in batch]
+def record_many(salt: bytes, batch: list[Found]) -> list[Record]:
+    """The records of a batch of files."""
+    names = Pseudonyms(salt)
+    return [record(found, examine(found), names) for found in batch]
 
 
-def to_line(found: Found, examined: Examined) -> str:
-    """One line of the header cache; what a file's frames have in common is written once."""
-    rows = [[getattr(frame, name) for name in _FRAME_FIELDS] for frame in examined.frames]
-    common = rows[0] if rows else []
-    rest = [[place, value] for row in rows[1:] for place, value in enumerate(row) if value != common[place]]
-    changes = iter(rest)
-    counts = [sum(value != first for value, first in zip(row, common, strict=True)) for row in rows[1:]]
-    differing = [[next(changes) for _ in range(count)] for count in counts]
-    record = [
-        found.path, found.size, found.mtime, VERSION, examined.kind, examined.reason, common, differing,
-        [list(dataclasses.astuple(volume)) for volume in examined.volumes], examined.owner,
-    ]  # fmt: skip
-    return json.dumps(record, separators=(",", ":"))
+def record(found: Found, examined: Examined, names: Pseudonyms) -> Record:
+    """What is kept of a file."""
+    if examined.frames:
+        frames = [names.frame(frame, found.relative) for frame in examined.frames]
+        first = frames[0]
+        series = keyed_hash(names.salt, "frames", first.patient_id, first.study_uid, first.series_uid)
+        return Record(
+            "dicom", "", series, first.series_uid, first.patient_id, first.study_uid, len(frames), 0, pack(frames)
+        )
+    if examined.volumes:
+        volumes = [dataclasses.astuple(_salted(volume, names.salt)) for volume in examined.volumes]
+        described = json.dumps(volumes, separators=(",", ":"))
+        payload = zlib.compress(described.encode(), 1)
+        return Record(examined.kind, "", "", "", "", "", 0, len(examined.volumes), payload)
+    patient, study = names.patient(examined.owner[0]), names.study(examined.owner[1])
+    series = keyed_hash(names.salt, "no volume", examined.kind, examined.reason, *examined.owner)
+    return Record(examined.kind, examined.reason, series, "", patient, study, 0, 0, b"")
 
 
-def from_line(line: str) -> tuple[tuple[str, int, int], Examined] | None:
-    """Path, size and time of a file and what was found in it; None for a damaged or outdated line."""
-    try:
-        path, size, mtime, version, kind, reason, common, differing, volumes, owner = json.loads(line)
-    except ValueError:
-        return None
-    if version != VERSION:
-        return None
-    frames = [_frame(common, [])] if common else []
-    frames += [_frame(common, changes) for changes in differing]
-    described = tuple(FileVolume(*_tuples(volume)) for volume in volumes)
-    return (path, size, mtime), Examined(kind, reason, tuple(frames), described, tuple(owner))
+def _salted(volume: FileVolume, salt: bytes) -> FileVolume:
+    """Without the salt, the hash of voxels would tell whether a scan that is public elsewhere is here."""
+    return dataclasses.replace(volume, content=keyed_hash(salt, "content", volume.content))
 
 
-def _frame(common: list[Any], changes: list[list[Any]]) -> Frame:
+def pack(frames: Sequence[Frame]) -> bytes:
+    """Frames of one file as bytes; what they have in common is written once."""
+    rows = [[getattr(frame, name) for name in _FRAME_FIELDS] for frame in frames]
+    common = rows[0]
+    changes = [
+        [[place, value] for place, value in enumerate(row) if value != common[place]] for row in rows[1:]
+    ]  # places and values that differ
+    return zlib.compress(json.dumps([common, *changes], separators=(",", ":")).encode(), 1)
+
+
+def unpack(payload: bytes, path: str, shared: dict[tuple[int, Any], Any]) -> list[Frame]:
+    """The frames that `pack` took, with a path. Calls with one `shared` give one object for equal values."""
+    common, *changes = json.loads(zlib.decompress(payload))
+    common[_PATH] = path
+    return [_frame(common, change, shared) for change in ([], *changes)]
+
+
+def unpack_volumes(payload: bytes) -> list[FileVolume]:
+    """The volumes of a NIfTI file or image."""
+    return [FileVolume(*as_tuples(volume)) for volume in json.loads(zlib.decompress(payload))]
+
+
+def _frame(common: list[Any], changes: list[list[Any]], shared: dict[tuple[int, Any], Any]) -> Frame:
     values = list(common)
     for place, value in changes:
         values[place] = value
-    return Frame(*(_shared(name, _tuples(value)) for name, value in zip(_FRAME_FIELDS, values, strict=True)))
+    values = [as_tuples(value) for value in values]
+    return Frame(*(shared.setdefault((place, value), value) for place, value in enumerate(values)))
 
 
-def _shared(name: str, value: Any) -> Any:
-    """One object for equal values: millions of frames repeat all but a few of their fields."""
-    return (
-        value if name in ("path", "index", "sop_uid", "position", "bytes") else _VALUES.setdefault((name, value), value)
-    )
-
-
-def _tuples(values: Any) -> Any:
-    return tuple(_tuples(value) for value in values) if isinstance(values, (list, tuple)) else values
-
-
-_VALUES: dict[tuple[str, Any], Any] = {}
 _FRAME_FIELDS = tuple(field.name for field in dataclasses.fields(Frame))
-
-
-class HeaderCache:
-    """What earlier runs found, and a place to add to it while a long run goes on."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "headers.jsonl"
-        self._known: dict[tuple[str, int, int], str] = {}
-        self.existed = self.path.exists()
-        self._ends_torn = False
-        if self.existed:
-            with self.path.open(encoding="utf-8") as lines:
-                for line in lines:
-                    key = _key(line)
-                    if key is not None:
-                        self._known[key] = line.rstrip("\n")
-                    self._ends_torn = not line.endswith("\n")  # a run was killed while it wrote
-
-    def get(self, found: Found) -> str | None:
-        """The line of a file that has not changed."""
-        return self._known.get((found.path, found.size, found.mtime))
-
-    def add(self, lines: list[str]) -> None:
-        """Append lines of one batch; they survive a kill."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if self._ends_torn:
-                file.write("\n")
-                self._ends_torn = False
-            file.write("".join(line + "\n" for line in lines))
-        self._known.update({key: line for line in lines if (key := _key(line)) is not None})
-
-    def tidy(self, found: Sequence[Found]) -> None:
-        """Rewrite the file without what is gone or changed, once that is most of it."""
-        current = [line for line in map(self.get, found) if line is not None]
-        if 2 * len(current) < len(self._known):
-            write_private(self.path, "".join(line + "\n" for line in current).encode())
-
-    def forget(self) -> None:
-        """Remove the file, and its folder if nothing else is in it."""
-        self.path.unlink(missing_ok=True)
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
-
-
-def _key(line: str) -> tuple[str, int, int] | None:
-    parsed = from_line(line)
-    return None if parsed is None else parsed[0]
+_PATH = _FRAME_FIELDS.index("path")

@@ -3,86 +3,77 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lejepa_med.data.dicom_files import listed_frame, listed_stack
 from lejepa_med.data.dicom_pixels import rescaled, stored_values
-from lejepa_med.data.dicom_stack import Stack
 from lejepa_med.data.dicom_volume import read_volume
-from lejepa_med.data.entry import Entry
+from lejepa_med.data.entry import Entry, FilePlace
+from lejepa_med.data.privacy import keyed_hash
+from lejepa_med.data.pseudonyms import Pseudonyms
+
+_SHARES = (0.25, 0.5, 0.75)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A reason to reject the volume, or none, and the range of the values seen."""
+class Probe(NamedTuple):
+    """A reason to reject the volume, or none, the range of the values seen, and a hash of them and their places."""
 
     reason: str
     low: float
     high: float
+    content: str
 
 
-def probe(stack: Stack) -> Probe:
-    """Decodes three slices of a volume. Never raises."""
-    count = len(stack.frames)
-    values = []
-    for place in sorted({count // 4, count // 2, 3 * count // 4}):
-        frame = stack.frames[place]
+CRASHED = Probe("crashed_reader", 0.0, 0.0, "")
+
+
+class Probed(NamedTuple):
+    """A volume to look at."""
+
+    entry: Entry
+    places: list[FilePlace]
+
+
+def probe_many(salt: bytes, volumes: list[Probed]) -> list[Probe]:
+    """The probes of a batch of volumes. Never raises."""
+    names = Pseudonyms(salt)
+    return [probe(volume.entry, volume.places, names) for volume in volumes]
+
+
+def probe(entry: Entry, places: Sequence[FilePlace], names: Pseudonyms) -> Probe:
+    """Decodes three slices of a volume."""
+    values: list[NDArray[np.generic]] = []
+    for share in _SHARES:
         try:
+            frame = listed_frame(places, share)
             values.append(rescaled(frame, stored_values([frame])[0]))
         except Exception:
             continue
     if not values:
-        return Probe("undecodable", 0, 0)
+        return Probe("undecodable", 0.0, 0.0, "")
     if not all(np.isfinite(array).all() for array in values):
-        return Probe("not_finite", 0, 0)
+        return Probe("not_finite", 0.0, 0.0, "")
     low, high = min(float(array.min()) for array in values), max(float(array.max()) for array in values)
     if low == high:
         try:
-            array = read_volume(stack).array
+            array = read_volume(listed_stack(places, entry.series_hash, names)).array
             low, high = float(array.min()), float(array.max())
         except Exception:
-            return Probe("undecodable", 0, 0)
-    return Probe("constant" if low == high else "", low, high)
+            return Probe("undecodable", 0.0, 0.0, "")
+        if low == high:
+            return Probe("constant", low, high, "")
+        return Probe("", low, high, "")  # three empty slices are no proof that two volumes are one
+    return Probe("", low, high, _content(entry, values, names.salt) if len(values) == len(_SHARES) else "")
 
 
-def probe_many(stacks: Sequence[Stack]) -> list[Probe]:
-    """The probes of a batch of volumes."""
-    return [probe(stack) for stack in stacks]
-
-
-def signature(entry: Entry) -> str:
-    """A hash that changes whenever a file of a volume does."""
-    files = [(use.file.path, use.file.size, use.file.mtime, use.frames, use.slots) for use in entry.files]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()[:24]
-
-
-class ProbeCache:
-    """Probes of earlier runs, in the private file INDEX/probes.jsonl."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "probes.jsonl"
-        self._known: dict[str, Probe] = {}
-        if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                try:
-                    key, reason, low, high = json.loads(line)
-                except ValueError:
-                    continue
-                self._known[key] = Probe(reason, low, high)
-
-    def get(self, key: str) -> Probe | None:
-        """The probe of a volume that has not changed."""
-        return self._known.get(key)
-
-    def add(self, probes: Sequence[tuple[str, Probe]]) -> None:
-        """Append a batch."""
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for key, found in probes:
-                file.write(json.dumps([key, found.reason, found.low, found.high]) + "\n")
-                self._known[key] = found
+def _content(entry: Entry, values: Sequence[NDArray[np.generic]], salt: bytes) -> str:
+    """A hash of slices and geometry, blind to encoding, compression and the text of numbers."""
+    places = np.round(np.array(entry.affine), 3) + 0.0
+    digest = hashlib.blake2b(f"{entry.modality} {entry.shape} {places.tolist()}".encode(), digest_size=16)
+    for array in values:
+        digest.update(np.ascontiguousarray(array, dtype=np.float64).data)
+    return keyed_hash(salt, "dicom content", digest.hexdigest())

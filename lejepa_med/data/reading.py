@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
 import hashlib
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import io
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data import dicom, images, nifti
+from lejepa_med.data import images, nifti
 from lejepa_med.data.dicom_assembly import assemble
+from lejepa_med.data.dicom_files import listed_stack
 from lejepa_med.data.dicom_header import NotAVolume
-from lejepa_med.data.dicom_stack import Stack, stack
+from lejepa_med.data.dicom_stack import Stack
 from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entries_dicom import drop_repeated_instances
-from lejepa_med.data.entry import geometry_of
+from lejepa_med.data.entry import FilePlace, geometry_of
 from lejepa_med.data.examine import Examined, examine
 from lejepa_med.data.file_volume import BadFile
 from lejepa_med.data.frame import Frame
+from lejepa_med.data.privacy import read_salt
+from lejepa_med.data.pseudonyms import Pseudonyms
+from lejepa_med.data.storage import open_binary
 from lejepa_med.data.volume import Volume
 from lejepa_med.data.walk import walk
 from lejepa_med.errors import DataError
 
 
 class Archive:
-    """An index folder, opened for reading volumes. `table` is `series.parquet`."""
+    """An index folder, opened for reading volumes. `table` is `series.parquet`.
 
-    def __init__(self, table: pd.DataFrame, files: pd.DataFrame) -> None:
+    Files are looked up when a series is read: `files.parquet` is as long as the archive, and a pickled archive is
+    only the name of its folder.
+    """
+
+    def __init__(self, folder: Path, table: pd.DataFrame) -> None:
         self.table = table
+        self._folder = folder
         self._rows = {str(key): row for key, row in zip(table["series_key"], table.to_dict("records"), strict=True)}
-        self._files = files[files["verdict"] != "rejected"].groupby("series_key", sort=False).indices
-        self._all_files = files[files["verdict"] != "rejected"].reset_index(drop=True)
+        self._files = _FileTable(folder / "files.parquet")
 
     @classmethod
     def open(cls, index_dir: Path) -> Archive:
         """The archive of an index folder; raises `DataError` where it is none."""
-        tables = []
-        for name in ("series.parquet", "files.parquet"):
-            try:
-                tables.append(pd.read_parquet(index_dir / name))
-            except (OSError, ValueError):
-                raise DataError(f"{index_dir}: no readable {name}; expected a folder written by `index`") from None
-        return cls(*tables)
+        name = "series.parquet"
+        try:
+            table = pd.read_parquet(index_dir / name)
+            name = "files.parquet"
+            return cls(index_dir, table)
+        except (OSError, ValueError):
+            raise DataError(f"{index_dir}: no readable {name}; expected a folder written by `index`") from None
+
+    def __reduce__(self) -> tuple[Callable[..., Archive], tuple[Path, int]]:
+        return _opened_once, (self._folder, _time_of(self._folder))
 
     def rows(self, verdicts: Sequence[str] = ("accepted", "flagged")) -> pd.DataFrame:
         """The rows of the table with these verdicts."""
@@ -50,8 +67,8 @@ class Archive:
 
     def fingerprint(self, series_key: str) -> str:
         """Identity of the files of a series: their sizes, modification times and parts."""
-        files = self._all_files.iloc[self._files[series_key]]
-        identity = sorted(zip(files["size"].tolist(), files["mtime"].tolist(), files["part"].tolist(), strict=True))
+        files = self._files.of(series_key)
+        identity = sorted((file["size"], file["mtime"], file["part"]) for file in files)
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def read(self, series_key: str) -> Volume:
@@ -61,14 +78,51 @@ class Archive:
             raise DataError(f"series {series_key}: not in this index")
         if row["verdict"] == "rejected":
             raise DataError(f"series {series_key}: rejected by `index` ({row['reason']})")
-        files = self._all_files.iloc[self._files[series_key]]
         try:
-            volume = _read_dicom(files) if row["source"] == "dicom" else _read_file(files, row)
+            volume = _read(self._files.of(series_key), row, self._names())
         except (OSError, NotAVolume, BadFile, ValueError):
             raise DataError(f"series {series_key}: {_GONE}") from None
         if _description(volume) != (row["shape"], row["spacing_mm"], row["orientation"]):
             raise DataError(f"series {series_key}: {_GONE}")
         return volume
+
+    def _names(self) -> Pseudonyms:
+        return Pseudonyms(read_salt(self._folder))
+
+
+class _FileTable:
+    """The private table of an index, read a few rows at a time: it is sorted by series."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path)
+        names = self._file.schema_arrow.names
+        if "series_hash" not in names:
+            raise ValueError("written by another version")
+        column = names.index("series_key")
+        groups = (self._file.metadata.row_group(group) for group in range(self._file.num_row_groups))
+        self._last_keys = [group.column(column).statistics.max for group in groups]
+        self._known: tuple[str, list[dict[str, Any]]] = ("", [])
+
+    def of(self, series_key: str) -> list[dict[str, Any]]:
+        """The rows of one series."""
+        if self._known[0] != series_key:
+            # A series may end in one group of rows and go on in the next.
+            start = bisect.bisect_left(self._last_keys, series_key)
+            stop = bisect.bisect_right(self._last_keys, series_key) + 1
+            groups = list(range(len(self._last_keys)))[start:stop]
+            rows = self._file.read_row_groups(groups)
+            self._known = series_key, rows.filter(pc.equal(rows["series_key"], series_key)).to_pylist()
+        return self._known[1]
+
+
+@functools.lru_cache(maxsize=1)
+def _opened_once(folder: Path, time: int) -> Archive:
+    """An archive in a worker process, which gets it with every piece of work."""
+    return Archive.open(folder)
+
+
+def _time_of(folder: Path) -> int:
+    return (folder / "series.parquet").stat().st_mtime_ns
 
 
 _GONE = "its files are gone, damaged or changed since the index was made; run `index` again"
@@ -82,33 +136,21 @@ def _description(volume: Volume) -> tuple[str, str, str]:
     return shape, ";".join(f"{length:.6g}" for length in spacing), orientation
 
 
-def _read_file(files: pd.DataFrame, row: Mapping[Hashable, object]) -> Volume:
-    record = files.iloc[0]
-    path = Path(record["path"])
-    if path.stat().st_size != record["size"]:
+def _read(files: Sequence[dict[str, Any]], row: Mapping[Hashable, Any], names: Pseudonyms) -> Volume:
+    if any(_size(file["path"]) != file["size"] for file in files):
         raise ValueError("changed")
+    first = files[0]
+    if row["source"] == "dicom":
+        places = [FilePlace(*(file[name] for name in FilePlace._fields)) for file in files]
+        return read_volume(listed_stack(places, first["series_hash"], names))
     if row["source"] == "image":
-        return images.read(path, int(record["part"]))
-    return nifti.read(path, int(record["part"]), str(row["modality"]))
+        return images.read(Path(first["path"]), first["part"])
+    return nifti.read(Path(first["path"]), first["part"], str(row["modality"]))
 
 
-def _read_dicom(files: pd.DataFrame) -> Volume:
-    placed: list[tuple[int, Frame]] = []
-    for record in files.to_dict("records"):
-        path = Path(record["path"])
-        if path.stat().st_size != record["size"]:
-            raise ValueError("changed")
-        frames = dicom.read_frames(path)
-        for index, slot in zip(record["frames"], record["slots"], strict=True):
-            if frames[index].series_uid != record["series_uid"]:
-                raise ValueError("changed")
-            placed.append((int(slot), frames[index]))
-    placed.sort(key=lambda pair: pair[0])
-    slots = tuple(slot for slot, _ in placed)
-    built = stack([frame for _, frame in placed], slots[-1] + 1 - len(slots))
-    if built.slots != slots:
-        raise ValueError("changed")
-    return read_volume(built)
+def _size(path: str) -> int:
+    with open_binary(path) as file:
+        return file.seek(0, io.SEEK_END)
 
 
 def read_any(path: Path, modality: str | None = None) -> list[Volume]:

@@ -39,6 +39,7 @@ FILE_REASONS: dict[str, str] = {
     "no_pixels": "an image header without pixels",
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",
+    "crashed_reader": "the reading process died of this file or never ended",
 }
 
 VOLUME_REASONS: dict[str, str] = {

@@ -32,7 +32,7 @@ def walk(paths: Sequence[Path], skip: Path | None = None) -> list[Found]:
     names: dict[str, list[Path]] = {}
     for number, path in enumerate(paths, 1):
         if not os.path.lexists(path):
-            raise DataError(f"index: PATH {number} ({path}) does not exist")
+            raise DataError(f"index: PATH {number} does not exist")
         root = path.resolve()
         names[root.name] = (
             [*names.get(root.name, []), root] if root not in names.get(root.name, []) else names[root.name]
@@ -48,7 +48,7 @@ def walk(paths: Sequence[Path], skip: Path | None = None) -> list[Found]:
         for file in seen_files:
             found.setdefault(file.path, file)
         if len(found) == before and len(paths) == 1:
-            raise DataError(f"index: PATH {number} ({path}) holds no file")
+            raise DataError(f"index: PATH {number} holds no file")
     return list(found.values())
 
 

@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 Fails = Callable[..., str]
-PROGRESS = re.compile(r"[\w ]+: [\d,]+ of [\d,]+(, .*)?$")
+PROGRESS = re.compile(r"[\w ]+: [\d,]+( of [\d,]+)?(, .*)?$")
 
 
 @pytest.fixture
@@ -126,12 +126,13 @@ def changed(place: Place, tmp_path: Path, name: str, **sections: object) -> Path
 def test_index_of_an_empty_folder(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     text = fails("index", tmp_path / "empty", "--out", tmp_path / "out")
-    assert "empty" in text
-    assert "no file" in text
+    assert "PATH 1 holds no file" in text
 
 
 def test_index_of_a_missing_folder(fails: Fails, tmp_path: Path) -> None:
-    assert "does not exist" in fails("index", tmp_path / "gone", "--out", tmp_path / "out")
+    text = fails("index", tmp_path, tmp_path / "gone", "--out", tmp_path / "out")
+    assert "PATH 2 does not exist" in text
+    assert "gone" not in text
 
 
 def test_folder_with_no_readable_scan(fails: Fails, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_folder_with_no_readable_scan(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "bad" / "a.nii.gz").write_bytes(b"\x1f\x8b not gzip")
     (tmp_path / "bad" / "notes.txt").write_text("text")
     text = fails("index", tmp_path / "bad", "--out", tmp_path / "index", "compute.workers=1")
-    assert "none of 2 files is a scan (1 unreadable, 1 not_a_scan); expected DICOM, NIfTI" in text
+    assert "none of 2 files is a scan (1 not_a_scan, 1 unreadable); expected DICOM, NIfTI" in text
 
 
 def test_prepare_of_kinds_that_are_not_there(fails: Fails, place: Place, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-PRIVATE = {"files.parquet", "headers.jsonl", "probes.jsonl", "salt"}
+PRIVATE = {"files.parquet", "scan.sqlite", "salt"}
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.acquisitions import Member, groups, member_of, seconds
-from lejepa_med.data.dicom import read_frames
+from lejepa_med.data.acquisitions import Member, from_json, groups, member_of, to_json
 from lejepa_med.data.entries_dicom import dicom_entries
+from lejepa_med.data.examine import examine, record
+from lejepa_med.data.pseudonyms import Pseudonyms
+from lejepa_med.data.store import Member as SeriesFile
 from lejepa_med.data.walk import walk
 from tests.data.dicom_factory import AXIAL, CT, MR, image, write
 
 PET = "1.2.840.10008.5.1.4.1.1.128"
 CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 SALT = b"0" * 32
+NAMES = Pseudonyms(SALT)
 KEEP = IndexSettings(keep_derived=True, keep_timepoints=1000)
 PIXEL_MM = [50.0, 40.0]  # 7 x 9 pixels are 350 x 360 mm
 
@@ -58,11 +61,14 @@ class Clinic:
         write(self.folder / name.replace(" ", "_") / str(number), slices)
 
     def members(self) -> list[tuple[str, Member]]:
-        found = {file.path: file for file in walk([self.folder])}
-        frames = [frame for path in found for frame in read_frames(Path(path))]
-        entries = dicom_entries(frames, found, SALT, KEEP)
+        files: dict[str, list[SeriesFile]] = {}
+        for number, found in enumerate(walk([self.folder]), 1):
+            kept = record(found, examine(found), NAMES)
+            files.setdefault(kept.uid, []).append(SeriesFile(number, found.size, b"", kept.payload))
+        entries = [entry for uid, own in files.items() for entry in dicom_entries(uid, False, own, SALT, KEEP)]
         assert not [entry.reason for entry in entries if entry.reason]
-        built = [(self.names[entry.series_uid], member_of(entry, SALT)) for entry in entries]
+        names = {NAMES.series(uid, ""): name for uid, name in self.names.items()}
+        built = [(names[entry.series_hash], member_of(entry, NAMES)) for entry in entries]
         return [(name, member) for name, member in built if member is not None]
 
     def groups(self) -> set[frozenset[str]]:
@@ -289,12 +295,20 @@ def test_a_scan_past_midnight(clinic: Clinic) -> None:
     ],
 )
 def test_times_of_headers(text: str, expected: float) -> None:
-    assert seconds(text) == expected
+    assert NAMES.seconds_of_day(NAMES.time(text)) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "251530", "106030", "1015301", "20200131", "10153", "²15530", "101530.x"])
 def test_what_is_no_time(text: str) -> None:
-    assert math.isnan(seconds(text))
+    assert math.isnan(NAMES.seconds_of_day(NAMES.time(text)))
+
+
+def test_members_come_back_from_text() -> None:
+    member = replace(BOX, earliest_s=math.nan, affine=np.diag([0.1, 0.2, 0.3, 1.0]))
+    again = from_json(to_json(member))
+    np.testing.assert_array_equal(again.affine, member.affine)
+    assert math.isnan(again.earliest_s)
+    assert replace(again, affine=BOX.affine, earliest_s=1.0).__dict__ == BOX.__dict__
 
 
 # --- properties

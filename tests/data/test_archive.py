@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
+import sqlite3
 import stat
 from pathlib import Path
 
@@ -11,20 +13,37 @@ import nibabel
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_factory import SECONDARY_CAPTURE, SR, enhanced, header, image, misplaced, stack, write
+from dicom_factory import (
+    CT,
+    SECONDARY_CAPTURE,
+    SR,
+    compressed,
+    enhanced,
+    header,
+    image,
+    misplaced,
+    stack,
+    turned,
+    write,
+)
 from PIL import Image
 
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.archive import IndexSummary, index
+from lejepa_med.data import nifti
+from lejepa_med.data.archive import IndexSummary, _lost, index
+from lejepa_med.data.archive_tables import COLUMNS
 from lejepa_med.data.converting import convert
-from lejepa_med.data.entry import COLUMNS
 from lejepa_med.data.privacy import load_salt, patient_key
+from lejepa_med.data.pseudonyms import Pseudonyms
 from lejepa_med.data.reading import Archive, read_any
+from lejepa_med.data.store import Store
 from lejepa_med.data.vocabulary import FLAGS, REASONS
+from lejepa_med.data.walk import Found
 from lejepa_med.errors import DataError
 
 PUBLIC = ("series.parquet", "series.csv", "index.html")
+OUTPUTS = (*PUBLIC, "files.parquet")
 
 
 def run(source: Path, out: Path, **settings: object) -> IndexSummary:
@@ -34,6 +53,18 @@ def run(source: Path, out: Path, **settings: object) -> IndexSummary:
 def save(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Image(array, np.diag([-1, 1, 2, 1])), path)
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in OUTPUTS}
+
+
+def known(out: Path) -> list[bytes]:
+    """The keys of the files in the store."""
+    with sqlite3.connect(out / "scan.sqlite") as sql:
+        keys = [key for (key,) in sql.execute("SELECT key FROM examined ORDER BY key")]
+    sql.close()
+    return keys
 
 
 def noise(seed: int = 0) -> np.ndarray:
@@ -131,9 +162,9 @@ def test_rejected_unknown_and_changed_series_are_named_by_key(hospital: Path, tm
 
 def test_unchanged_files_are_not_read_again(hospital: Path, tmp_path: Path) -> None:
     first = run(hospital, tmp_path / "out")
-    before = {name: (tmp_path / "out" / name).read_bytes() for name in PUBLIC}
+    before = outputs(tmp_path / "out")
     assert run(hospital, tmp_path / "out").files_read == 0
-    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in PUBLIC}
+    assert before == outputs(tmp_path / "out")
     save(hospital / "new.nii.gz", noise(9))
     (hospital / "planted-notes.txt").unlink()
     again = run(hospital, tmp_path / "out")
@@ -142,20 +173,27 @@ def test_unchanged_files_are_not_read_again(hospital: Path, tmp_path: Path) -> N
     fresh.mkdir()
     (fresh / "salt").write_bytes((tmp_path / "out" / "salt").read_bytes())
     run(hospital, fresh)
-    assert (fresh / "series.csv").read_bytes() == (tmp_path / "out" / "series.csv").read_bytes()
+    assert outputs(fresh) == outputs(tmp_path / "out")
+    assert len(known(fresh)) == len(known(tmp_path / "out")) == first.files_seen
 
 
 def test_a_killed_run_is_resumed(hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lejepa_med.data.archive.load_salt", killed)
+    monkeypatch.setattr("lejepa_med.data.archive.dicom_entries", killed)
     with pytest.raises(KeyboardInterrupt):
         run(hospital, tmp_path / "out")
     monkeypatch.undo()
-    with (tmp_path / "out" / "headers.jsonl").open("a") as file:
-        file.write('["half a li')
     assert run(hospital, tmp_path / "out").files_read == 0
+
+
+def test_files_of_older_versions_are_removed_and_a_damaged_store_is_made_anew(hospital: Path, tmp_path: Path) -> None:
+    first = run(hospital, tmp_path / "out")
+    (tmp_path / "out" / "headers.jsonl").write_text("held patient ids")
+    (tmp_path / "out" / "scan.sqlite").write_bytes(b"no database" * 1000)
+    assert run(hospital, tmp_path / "out") == first
+    assert not (tmp_path / "out" / "headers.jsonl").exists()
 
 
 def test_two_processes_give_the_same_index(hospital: Path, tmp_path: Path) -> None:
@@ -165,7 +203,7 @@ def test_two_processes_give_the_same_index(hospital: Path, tmp_path: Path) -> No
     (tmp_path / "two").mkdir()
     (tmp_path / "two" / "salt").write_bytes((tmp_path / "one" / "salt").read_bytes())
     run(hospital, tmp_path / "two", compute={"workers": 2})
-    assert (tmp_path / "one" / "series.csv").read_bytes() == (tmp_path / "two" / "series.csv").read_bytes()
+    assert outputs(tmp_path / "one") == outputs(tmp_path / "two")
 
 
 def test_modality_comes_from_rules_then_settings(tmp_path: Path) -> None:
@@ -197,7 +235,7 @@ def test_the_patient_table(tmp_path: Path) -> None:
 
 def test_user_mistakes_are_one_sentence_and_write_nothing(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"PATH 1 \(.*\) holds no file"):
+    with pytest.raises(DataError, match="PATH 1 holds no file"):
         run(tmp_path / "in", tmp_path / "out")
     (tmp_path / "in" / "planted.txt").write_text("text")
     with pytest.raises(DataError, match=r"none of 1 files is a scan \(1 not_a_scan\)") as caught:
@@ -310,3 +348,129 @@ def test_read_any_follows_the_same_rules(hospital: Path) -> None:
     assert read_any(hospital / "photo.png")[0].modality == "image"
     with pytest.raises(DataError, match="no volume"):
         read_any(hospital / "planted-notes.txt")
+
+
+def test_other_settings_judge_anew_without_reading(
+    hospital: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(hospital, tmp_path / "out")
+
+    def reads(*arguments: object) -> None:
+        raise AssertionError("a file was read")
+
+    monkeypatch.setattr("lejepa_med.data.examine.examine", reads)
+    monkeypatch.setattr("lejepa_med.data.probe.listed_frame", reads)
+    again = run(hospital, tmp_path / "out", min_slices=9, modality="mri", accept_label_maps=True)
+    assert again.files_read == 0
+    assert again.reasons["too_few_slices"] == 4  # the series, two equal files and the label map
+    assert again.modalities == {"image": 1}
+
+
+def exported_again(folder: Path, study: str, patient: str) -> None:
+    """The same scan as `stack` makes, under other UIDs and run-length encoded."""
+    datasets = compressed(stack(8, PatientID=patient, StudyInstanceUID=study, SeriesInstanceUID=f"{study}.1"))
+    for number, dataset in enumerate(datasets):
+        dataset.SOPInstanceUID = f"{study}.1.{number}"
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    write(folder, datasets, seed=3)
+
+
+def test_a_study_exported_twice_counts_once(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a", stack(8))
+    exported_again(tmp_path / "in" / "b", "1.2.826.88", "other")
+    write(tmp_path / "in" / "c", stack(8, gap=2.6, SeriesInstanceUID="1.2.826.99"))
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert summary.verdicts == {"accepted": 1, "flagged": 1, "rejected": 1}
+    assert (summary.reasons, summary.flags) == ({"duplicate": 1}, {"duplicate_file": 1})
+    table = Archive.open(tmp_path / "out").table.set_index("reason")
+    assert table.loc["duplicate", "patient_key"] == patient_key(load_salt(tmp_path / "out"), "other")
+
+
+def test_equal_series_of_one_study_are_its_protocol(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a", stack(8))
+    exported_again(tmp_path / "in" / "b", "1.2.826.77.1", "PLANTED-ID-7788")
+    assert run(tmp_path / "in", tmp_path / "out").verdicts == {"accepted": 2}
+
+
+def test_numbers_of_rejected_and_tilted_series(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "uneven", [image((0, 0, height), number) for number, height in enumerate((0, 2, 5, 9, 14))])
+    tilted = [image((0, 0, 2.0 * n), n, turned(15), SeriesInstanceUID="1.2.826.5") for n in range(6)]
+    write(tmp_path / "in" / "tilted", tilted)
+    save(tmp_path / "in" / "scan.nii", noise())
+    Image.fromarray(np.random.default_rng(3).integers(0, 255, (20, 30), np.uint8)).save(tmp_path / "in" / "a.png")
+    run(tmp_path / "in", tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "series.csv", keep_default_na=False).set_index("reason", drop=False)
+    uneven = table.loc["irregular_spacing"]
+    assert (uneven["gaps_mm"], float(uneven["tilt_degrees"])) == ("2;3;5", 0.0)
+    others = table[table["reason"] == ""].set_index("source")
+    assert others.loc["dicom", "gaps_mm"] == ";".join([f"{2 * np.cos(np.deg2rad(15)):.6g}"] * 3)
+    assert float(others.loc["dicom", "tilt_degrees"]) == 15.0
+    assert (others.loc["nifti", "gaps_mm"], float(others.loc["nifti", "tilt_degrees"])) == ("", 0.0)
+    assert (others.loc["image", "gaps_mm"], others.loc["image", "tilt_degrees"]) == ("", "")
+    assert (table["group_key"] == table["series_key"]).all()
+
+
+def test_files_are_found_in_a_long_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lejepa_med.data.archive_tables._FILES_ROWS", 5)  # a series of 8 is in two or three groups
+    for number in range(6):
+        slices = stack(8, gap=1.0 + number, SeriesInstanceUID=f"1.2.826.5.{number}")
+        for place, dataset in enumerate(slices):
+            dataset.SOPInstanceUID = f"1.2.826.6.{number}.{place}"
+        write(tmp_path / "in" / str(number), slices)
+    run(tmp_path / "in", tmp_path / "out")
+    archive = Archive.open(tmp_path / "out")
+    assert len(archive.table) == 6
+    for row in archive.rows().to_dict("records"):
+        volume = archive.read(row["series_key"])
+        assert misplaced(volume) <= 0.501
+        assert f"{volume.spacing_mm[2]:.6g}" == row["spacing_mm"].split(";")[2]
+    pickled = pickle.dumps(archive)
+    assert len(pickled) < 1000
+    key = archive.table["series_key"][0]
+    assert pickle.loads(pickled).fingerprint(key) == archive.fingerprint(key)
+
+
+def test_one_run_at_a_time(hospital: Path, tmp_path: Path) -> None:
+    run(hospital, tmp_path / "out")
+    before = outputs(tmp_path / "out")
+    with Store(tmp_path / "out"), pytest.raises(DataError, match="another `index` is at work"):
+        run(hospital, tmp_path / "out")
+    assert outputs(tmp_path / "out") == before
+
+
+def test_a_file_that_kills_its_reader_has_a_row(hospital: Path, tmp_path: Path) -> None:
+    found = Found(str(hospital / "photo.png"), "photo.png", 1, 1)
+    lost = _lost(Pseudonyms(b"s"), found)
+    assert (lost.kind, lost.reason, lost.frames, lost.volumes) == ("other", "crashed_reader", 0, 0)
+
+
+def test_a_permission_that_was_given_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        save(tmp_path / "in" / f"{number}.nii", noise(number))
+    look = nifti.look
+
+    def guarded(path: Path) -> object:
+        if path.name == "1.nii":
+            raise PermissionError
+        return look(path)
+
+    monkeypatch.setattr(nifti, "look", guarded)
+    assert run(tmp_path / "in", tmp_path / "out").reasons == {"permission_denied": 1}
+    monkeypatch.undo()
+    summary = run(tmp_path / "in", tmp_path / "out")
+    assert (summary.files_read, summary.files_used) == (1, 2)
+
+
+def test_thin_and_thick_of_one_acquisition_are_one_group(tmp_path: Path) -> None:
+    for name, gap, count in (("thin", 1.0, 12), ("thick", 3.0, 4), ("later", 1.0, 12)):
+        uid, time = f"1.2.826.{len(name)}.{count}", "111500" if name == "later" else "101500"
+        slices = stack(count, gap, SeriesInstanceUID=uid, AcquisitionTime=time, SOPClassUID=CT)
+        for place, dataset in enumerate(slices):
+            dataset.SOPInstanceUID = f"{uid}.{place}"
+        write(tmp_path / "in" / name, slices)
+    run(tmp_path / "in", tmp_path / "out")
+    table = Archive.open(tmp_path / "out").rows()
+    groups = table.groupby("num_slices")["group_key"].agg(set)
+    thick = next(iter(groups[4]))
+    assert thick in groups[12] and len(groups[12]) == 2
+    assert thick == min(table.loc[table["group_key"] == thick, "series_key"])
