@@ -84,6 +84,8 @@ FLAGS: dict[str, str] = {
     "spacing_suspect": "a voxel side under 0.05 or over 20 mm",
     "intensity_scaled": "stored values were scaled by the NIfTI header",
     "mosaic": "tiles of a Siemens mosaic",
+    "resampled_slices": "slices up to a tenth of their distance off the regular grid, interpolated onto it",
+    "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
 }
 
 SEQUENCES = (
