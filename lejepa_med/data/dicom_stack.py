@@ -135,9 +135,9 @@ def _slots(gaps: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
 
 
 def _near_grid(gaps: NDArray[np.float64], slots: NDArray[np.int64], median: float) -> bool:
-    """Whether each gap is a multiple of the median one within 5 % of it or 0.05 mm, whichever is more."""
+    """Whether each gap is a multiple of the median one within 5 % of it or 0.1 mm, as positions of one decimal have."""
     off = np.abs(gaps - np.diff(slots) * median)
-    return bool((off <= max(0.05 * median, 0.05)).all())
+    return bool((off <= max(0.05 * median, 0.1 + 1e-6)).all())
 
 
 def _line(

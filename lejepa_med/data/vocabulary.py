@@ -84,7 +84,7 @@ FLAGS: dict[str, str] = {
     "spacing_suspect": "a voxel side under 0.05 or over 20 mm",
     "intensity_scaled": "stored values were scaled by the NIfTI header",
     "mosaic": "tiles of a Siemens mosaic",
-    "resampled_slices": "slices up to a tenth of their distance off the regular grid, interpolated onto it",
+    "resampled_slices": "slices off the regular grid by up to a tenth of their gap or 0.1 mm, interpolated onto it",
     "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
 }
 
