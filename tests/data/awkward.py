@@ -93,6 +93,13 @@ def brighter(datasets: Sequence[Dataset], part: int) -> list[Dataset]:
     return list(datasets)
 
 
+def renumber(slices: list[Dataset], first: int) -> list[Dataset]:
+    """Gives slices other instance UIDs."""
+    for k, dataset in enumerate(slices):
+        dataset.SOPInstanceUID = f"1.2.826.77.9.{first + k}"
+    return slices
+
+
 def repeated(parts: int, heights: Sequence[float], change: Callable[[Dataset, int, int], None]) -> list[Dataset]:
     """Several volumes at the same heights; `change(dataset, part, slice)` sets what tells them apart."""
     made: list[Dataset] = []

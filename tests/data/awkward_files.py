@@ -146,10 +146,11 @@ def truncated_first_file(folder: Path) -> None:
 
 
 @folder_case(
-    "a report, a screenshot, a PNG, text and an empty file beside it",
+    "a report, a screenshot, a DICOMDIR, a PNG, text and an empty file beside it",
     "8 slices",
     "rejected structured_report",
     "rejected secondary_capture",
+    "rejected dicomdir",
     "1 slices: patient_unknown",
     "rejected not_a_scan",
     "rejected empty_file",
@@ -159,6 +160,7 @@ def junk_beside(folder: Path) -> None:
     write(
         folder / "more", [header(SR, SOPInstanceUID="1.2.826.77.6"), image((0, 0, 0), 60, sop_class=SECONDARY_CAPTURE)]
     )
+    (write(folder / "disc", [header("1.2.840.10008.1.3.10")])[0]).rename(folder / "DICOMDIR")
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "a.png")
     (folder / "notes.txt").write_text("nothing of interest")
     (folder / "empty").touch()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from awkward import along, axial, brighter, case, repeated
-from awkward_spacing import renumber
+from awkward import along, axial, brighter, case, renumber, repeated
 from dicom_factory import image
 from pydicom.dataset import Dataset
 

@@ -128,7 +128,7 @@ def enhanced_of(
     slope, number = changes.pop("slope", 1), changes.pop("number", 1)
     dataset = header(
         changes.pop("sop_class", ENHANCED_MR),
-        SOPInstanceUID=f"1.2.826.77.8.{number}",
+        SOPInstanceUID="1.2.826.77.8" + f".{number}" * (number > 1),
         ImageType=["ORIGINAL", "PRIMARY", "T1", "NONE"],
     )
     directions = orientations or [AXIAL] * len(positions)
