@@ -160,7 +160,9 @@ def junk_beside(folder: Path) -> None:
     write(
         folder / "more", [header(SR, SOPInstanceUID="1.2.826.77.6"), image((0, 0, 0), 60, sop_class=SECONDARY_CAPTURE)]
     )
-    (write(folder / "disc", [header("1.2.840.10008.1.3.10")])[0]).rename(folder / "DICOMDIR")
+    (write(folder / "disc", [header("1.2.840.10008.1.3.10", SOPInstanceUID="1.2.826.77.61")])[0]).rename(
+        folder / "DICOMDIR"
+    )
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / "a.png")
     (folder / "notes.txt").write_text("nothing of interest")
     (folder / "empty").touch()
