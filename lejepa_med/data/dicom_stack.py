@@ -1,7 +1,8 @@
 """Decides whether ordered slices form a regular grid, and which affine it has.
 
-A gap is regular within max(5 %, 0.05 mm) of the median gap; a multiple of it is a hole. Spacing comes from positions,
-never from SliceThickness. Slices that shift against their normal (gantry tilt) keep a sheared affine.
+Spacing comes from positions, never from SliceThickness. Slices within 0.05 mm of the grid are taken as they are; those
+that are off it by a little are to be interpolated onto it; a gap of several steps is a hole; all else is irregular.
+Slices that shift against their normal (gantry tilt) keep a sheared affine.
 """
 
 from __future__ import annotations
@@ -12,10 +13,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from lejepa_med.data.dicom_plane import (
+    Plane,
+    common_plane,
+    corner_distances_mm,
+    corrected_by_mm,
+    image_sides,
+    normal,
+    plane,
+)
+from lejepa_med.data.dicom_plane import directions as directions_of
 from lejepa_med.data.frame import Frame
 
+ON_GRID_MM = 0.05
+"""A voxel that is off the grid by less stays as it is."""
+
 TILT_DEGREES = 0.5
-"""Below this angle between the slice normal and the direction of stacking, nothing is sheared."""
+"""Below this angle between the slice normal and the direction of stacking, nothing is called tilted."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +37,8 @@ class Stack:
     """Slices in order, and where they are on a regular grid.
 
     `slots[k]` is the grid index of slice k; `num_slots` counts missing slices too. `affine` takes `[column, row, slot]`
-    to millimetres in RAS+. `gaps_mm` are the smallest, the median and the largest gap.
+    to millimetres in RAS+. `shifts[k]` says by how many columns, rows and slots slice k lies beyond its slot; all are 0
+    unless slices are to be moved. `gaps_mm` are the smallest, the median and the largest gap.
     """
 
     frames: tuple[Frame, ...]
@@ -32,6 +47,7 @@ class Stack:
     reason: str
     flags: tuple[str, ...]
     gaps_mm: tuple[float, float, float]
+    shifts: NDArray[np.float64]
 
     @property
     def num_slots(self) -> int:
@@ -50,9 +66,8 @@ class Stack:
 
 
 def along_normal(frames: Sequence[Frame]) -> NDArray[np.float64]:
-    """Distance of each frame along the slice normal, mm; `[frame]`."""
-    normal = np.cross(frames[0].orientation[:3], frames[0].orientation[3:])
-    places: NDArray[np.float64] = np.array([frame.position for frame in frames], dtype=np.float64) @ normal
+    """Distance of each frame along the normal that most of them have, mm; `[frame]`."""
+    places: NDArray[np.float64] = _positions(frames) @ normal(common_plane(frames)[0])
     return places
 
 
@@ -61,64 +76,92 @@ def stack(frames: Sequence[Frame], max_missing: int) -> Stack:
 
     `reason` is `irregular_spacing` where they form none; the affine is then only the best guess.
     """
-    positions = np.array([frame.position for frame in frames], dtype=np.float64)
+    common, positions = common_plane(frames), _positions(frames)
     gaps = np.diff(along_normal(frames))
-    slots = list(range(len(frames)))
-    reason, summary = "", (0.0, 0.0, 0.0)
-    if len(gaps):
-        median = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower one: a hole must not be averaged in
-        summary = (float(gaps.min()), median, float(gaps.max()))
-        steps = np.maximum(np.rint(gaps / median), 1)
-        off_grid = np.abs(gaps - steps * median) > np.maximum(0.05 * median, 0.05)
-        slots = [0, *np.cumsum(steps).astype(int).tolist()]
-        if off_grid.any() or slots[-1] + 1 - len(slots) > max_missing:
-            reason, slots = "irregular_spacing", list(range(len(frames)))
-    start, step = _line(positions, np.array(slots, dtype=np.float64), frames[0])
-    if not reason and _off_line(positions, start, step, slots, summary[1]):
-        reason = "irregular_spacing"
-    affine = affine_ras(frames[0], start, step)
-    return Stack(tuple(frames), tuple(slots), affine, reason, _flags(frames[0], step, slots), summary)
+    slots, median = _slots(gaps)
+    start, step = _line(positions, slots, common)
+    beside = positions - start - slots[:, None] * step
+    off = np.linalg.norm(beside, axis=1)
+    drift = corner_distances_mm(np.stack([image_sides(plane(frame)) for frame in frames]), image_sides(common))
+    on_grid = bool((off + drift).max() <= ON_GRID_MM)
+    near = _near_grid(gaps, slots, median) and bool(off.max() <= max(0.1 * median, 0.1))
+    regular = slots[-1] + 1 - len(slots) <= max_missing and (gaps > 0).all() and (on_grid or near)
+    shifts = np.zeros((len(frames), 3))
+    if not regular:
+        slots = np.arange(len(frames))
+        start, step = _line(positions, slots, common)
+    elif not on_grid:  # from the first slice to the last, so that every slot lies between slices
+        start, step = positions[0], (positions[-1] - positions[0]) / slots[-1]
+        shifts = (positions - start - slots[:, None] * step) @ np.linalg.inv(_columns(common, step)).T
+    return Stack(
+        frames=tuple(frames),
+        slots=tuple(slots.tolist()),
+        affine=affine_ras(common, start, step),
+        reason="" if regular else "irregular_spacing",
+        flags=_flags(common, step, slots, bool(shifts.any())),
+        gaps_mm=(float(gaps.min()), median, float(gaps.max())) if len(gaps) else (0.0, 0.0, 0.0),
+        shifts=shifts,
+    )
 
 
-def affine_ras(frame: Frame, start: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
+def affine_ras(common: Plane, start: NDArray[np.float64], step: NDArray[np.float64]) -> NDArray[np.float64]:
     """Affine from `[column, row, slice]` to RAS+ millimetres, from DICOM's LPS vectors (PS3.3 C.7.6.2.1.1)."""
     affine = np.eye(4)
-    affine[:3, 0] = np.array(frame.orientation[:3]) * frame.pixel_spacing[1]
-    affine[:3, 1] = np.array(frame.orientation[3:]) * frame.pixel_spacing[0]
-    affine[:3, 2] = step
+    affine[:3, :3] = _columns(common, step)
     affine[:3, 3] = start
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
 
 
+def _columns(common: Plane, step: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The LPS vectors from voxel to voxel along a row, along a column and from slice to slice, as matrix columns."""
+    across, down = directions_of(common[0])
+    between_rows, between_columns = common[1]
+    return np.stack([across * between_columns, down * between_rows, step], axis=1)
+
+
+def _positions(frames: Sequence[Frame]) -> NDArray[np.float64]:
+    return np.array([frame.position for frame in frames], dtype=np.float64)
+
+
+def _slots(gaps: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
+    """Grid index of each slice, counted in median gaps, and the median gap in mm."""
+    if not len(gaps):
+        return np.zeros(1, dtype=np.int64), 0.0
+    median = float(np.sort(gaps)[(len(gaps) - 1) // 2])  # the lower one: a hole must not be averaged in
+    if median <= 0:
+        return np.arange(len(gaps) + 1), median
+    steps = np.clip(np.rint(gaps / median), 1, 1e6).astype(np.int64)
+    return np.concatenate([[0], np.cumsum(steps)]), median
+
+
+def _near_grid(gaps: NDArray[np.float64], slots: NDArray[np.int64], median: float) -> bool:
+    """Whether each gap is a multiple of the median one within 5 % of it or 0.1 mm, as positions of one decimal have."""
+    off = np.abs(gaps - np.diff(slots) * median)
+    return bool((off <= max(0.05 * median, 0.1 + 1e-6)).all())
+
+
 def _line(
-    positions: NDArray[np.float64], slots: NDArray[np.float64], frame: Frame
+    positions: NDArray[np.float64], slots: NDArray[np.int64], common: Plane
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Start and step of the straight line through the positions, by least squares."""
     if len(positions) < 2:
-        return positions[0], np.cross(frame.orientation[:3], frame.orientation[3:])
+        return positions[0], normal(common[0])
     centred = slots - slots.mean()
-    step = centred @ positions / (centred @ centred)
-    return positions.mean(axis=0) - slots.mean() * step, step
+    centre = positions.mean(axis=0)  # taken out first: far from the origin, products would lose digits
+    step = centred @ (positions - centre) / (centred @ centred)
+    return centre - slots.mean() * step, step
 
 
-def _off_line(
-    positions: NDArray[np.float64],
-    start: NDArray[np.float64],
-    step: NDArray[np.float64],
-    slots: Sequence[int],
-    gap: float,
-) -> bool:
-    residual = positions - (start + np.array(slots)[:, None] * step)
-    return bool(np.linalg.norm(residual, axis=1).max() > max(0.1 * gap, 0.1))
-
-
-def _flags(frame: Frame, step: NDArray[np.float64], slots: Sequence[int]) -> tuple[str, ...]:
-    normal = np.cross(frame.orientation[:3], frame.orientation[3:])
-    length = float(np.linalg.norm(step) * np.linalg.norm(normal))
-    angle = np.degrees(np.arccos(min(1.0, float(np.dot(step, normal)) / length))) if length else 0.0
+def _flags(common: Plane, step: NDArray[np.float64], slots: NDArray[np.int64], moved: bool) -> tuple[str, ...]:
+    length = float(np.linalg.norm(step))
+    angle = np.degrees(np.arccos(min(1.0, float(step @ normal(common[0])) / length))) if length else 0.0
     flags = []
     if angle > TILT_DEGREES:
         flags.append("gantry_tilt")
     if slots[-1] + 1 > len(slots):
         flags.append("missing_slices")
+    if moved:
+        flags.append("resampled_slices")
+    if corrected_by_mm(common) > ON_GRID_MM:
+        flags.append("orientation_corrected")
     return tuple(flags)

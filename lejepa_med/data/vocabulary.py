@@ -100,6 +100,8 @@ FLAGS: dict[str, str] = {
     "mosaic": "tiles of a Siemens mosaic",
     "body_part_unknown": "kept although the header names no known body part and `body_parts` is set",
     "sequence_unknown": "MRI that is kept although its sequence is not known and `sequences` is set",
+    "resampled_slices": "slices off the regular grid by up to a tenth of their gap or 0.1 mm, interpolated onto it",
+    "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
 }
 
 SEQUENCES = (

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from lejepa_med.data.volume import Volume
 
-FIELD = np.array([17.0, 29.0, 41.0])
+FIELD = np.array([51.0, 87.0, 123.0])
 OFFSET = 20_000.0
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR, SR = "1.2.840.10008.5.1.4.1.1.4.1", "1.2.840.10008.5.1.4.1.1.88.11"
@@ -33,23 +33,32 @@ def turned(degrees: float) -> tuple[float, ...]:
     return (1.0, 0.0, 0.0, 0.0, float(np.cos(angle)), float(np.sin(angle)))
 
 
-def field(position: Sequence[float], orientation: Sequence[float] = AXIAL) -> NDArray[np.float64]:
+def field(
+    position: Sequence[float],
+    orientation: Sequence[float] = AXIAL,
+    shape: tuple[int, int] = (ROWS, COLUMNS),
+    spacing: tuple[float, float] = PIXEL_SPACING,
+) -> NDArray[np.float64]:
     """What an image at this place holds, `[row, column]`."""
-    row, column = np.mgrid[0:ROWS, 0:COLUMNS]
+    row, column = np.mgrid[0 : shape[0], 0 : shape[1]]
     across, down = np.array(orientation[:3]), np.array(orientation[3:])
-    points = (
-        np.array(position) + column[..., None] * PIXEL_SPACING[1] * across + row[..., None] * PIXEL_SPACING[0] * down
-    )
+    points = np.array(position) + column[..., None] * spacing[1] * across + row[..., None] * spacing[0] * down
     values: NDArray[np.float64] = points @ FIELD + OFFSET
     return values
 
 
 def misplaced(volume: Volume, scale: float = 1.0) -> float:
     """Largest difference between the voxels and the field where the affine puts them."""
+    return float(np.abs(difference(volume, scale)).max())
+
+
+def difference(volume: Volume, scale: float = 1.0) -> NDArray[np.float64]:
+    """The voxels less the field where the affine puts them."""
     indexes = np.stack(np.meshgrid(*map(np.arange, volume.array.shape), indexing="ij"), -1)
     ras = indexes @ volume.affine[:3, :3].T + volume.affine[:3, 3]
     expected = (ras * [-1, -1, 1]) @ FIELD + OFFSET
-    return float(np.abs(expected - volume.array * scale).max())
+    less: NDArray[np.float64] = volume.array.astype(np.float64) * scale - expected
+    return less
 
 
 def header(sop_class: str = MR, **elements: Any) -> Dataset:
@@ -70,13 +79,14 @@ def header(sop_class: str = MR, **elements: Any) -> Dataset:
 
 
 def image(position: Sequence[float], number: int = 1, orientation: Sequence[float] = AXIAL, **elements: Any) -> Dataset:
-    """One slice with its pixels."""
+    """One slice with its pixels; `shape` and `spacing` are those of its pixels, the rest are elements."""
+    shape, spacing = elements.pop("shape", (ROWS, COLUMNS)), elements.pop("spacing", PIXEL_SPACING)
     dataset = header(**({"sop_class": elements.pop("sop_class")} if "sop_class" in elements else {}))
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "OTHER"]
     dataset.ImagePositionPatient, dataset.ImageOrientationPatient = list(position), list(orientation)
-    dataset.PixelSpacing, dataset.InstanceNumber = list(PIXEL_SPACING), number
+    dataset.PixelSpacing, dataset.InstanceNumber = list(spacing), number
     dataset.SOPInstanceUID = f"1.2.826.77.9.{number}"
-    set_pixels(dataset, field(position, orientation))
+    set_pixels(dataset, field(position, orientation, shape, spacing))
     for keyword, value in elements.items():
         setattr(dataset, keyword, value)
     return dataset
@@ -98,24 +108,60 @@ def stack(count: int = 8, gap: float = 2.5, **elements: Any) -> list[Dataset]:
 
 
 def enhanced(count: int = 6, gap: float = 2.0) -> Dataset:
-    """One multi-frame object whose frames are in shuffled order."""
-    dataset = header(ENHANCED_MR, SOPInstanceUID="1.2.826.77.8", ImageType=["ORIGINAL", "PRIMARY", "T1", "NONE"])
+    """One multi-frame object whose frames are in shuffled order, stored halved."""
     order = np.random.default_rng(0).permutation(count)
-    positions = [(1.0, 2.0, 3.0 + gap * float(place)) for place in order]
-    set_pixels(dataset, np.stack([field(position) / 2 for position in positions]))
-    dataset.NumberOfFrames = count
-    shared, measures, plane = Dataset(), Dataset(), Dataset()
-    measures.PixelSpacing, plane.ImageOrientationPatient = list(PIXEL_SPACING), list(AXIAL)
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = Items([measures]), Items([plane])
+    return enhanced_of([(1.0, 2.0, 3.0 + gap * float(place)) for place in order], slope=2)
+
+
+def enhanced_of(
+    positions: Sequence[Sequence[float]],
+    orientations: Sequence[Sequence[float]] = (),
+    times: Sequence[int] = (),
+    added: Sequence[float] = (),
+    **changes: Any,
+) -> Dataset:
+    """One multi-frame object with frames at these places.
+
+    Directions are in the frames if they are given, else shared; `times` are temporal positions; `added` is added to the
+    values of each frame; `changes` are `sop_class`, `slope` and `number`, of the instance.
+    """
+    slope, number = changes.pop("slope", 1), changes.pop("number", 1)
+    dataset = header(
+        changes.pop("sop_class", ENHANCED_MR),
+        SOPInstanceUID="1.2.826.77.8" + f".{number}" * (number > 1),
+        ImageType=["ORIGINAL", "PRIMARY", "T1", "NONE"],
+    )
+    directions = orientations or [AXIAL] * len(positions)
+    planes = [field(*place) for place in zip(positions, directions, strict=True)]
+    set_pixels(dataset, (np.stack(planes) + np.reshape(added or 0.0, (-1, 1, 1))) / slope)
+    dataset.NumberOfFrames = len(positions)
+    shared, measures = Dataset(), Dataset()
+    measures.PixelSpacing = list(PIXEL_SPACING)
+    shared.PixelMeasuresSequence = Items([measures])
+    if not orientations:
+        shared.PlaneOrientationSequence = _directions(AXIAL)
     dataset.SharedFunctionalGroupsSequence = Items([shared])
-    dataset.PerFrameFunctionalGroupsSequence = Items([_frame_item(position) for position in positions])
+    items = [_frame_item(position, slope) for position in positions]
+    for item, orientation in zip(items, orientations, strict=False):
+        item.PlaneOrientationSequence = _directions(orientation)
+    for item, time in zip(items, times, strict=False):
+        content = Dataset()
+        content.TemporalPositionIndex = time
+        item.FrameContentSequence = Items([content])
+    dataset.PerFrameFunctionalGroupsSequence = Items(items)
     return dataset
 
 
-def _frame_item(position: Sequence[float]) -> Dataset:
+def _directions(orientation: Sequence[float]) -> Items:
+    plane = Dataset()
+    plane.ImageOrientationPatient = list(orientation)
+    return Items([plane])
+
+
+def _frame_item(position: Sequence[float], slope: int) -> Dataset:
     item, place, values = Dataset(), Dataset(), Dataset()
     place.ImagePositionPatient = list(position)
-    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 2, 0, "US"
+    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = slope, 0, "US"
     item.PlanePositionSequence, item.PixelValueTransformationSequence = Items([place]), Items([values])
     return item
 
