@@ -39,6 +39,8 @@ FILE_REASONS: dict[str, str] = {
     "no_pixels": "an image header without pixels",
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",
+    "too_large": "claims more pixels than any scan has",
+    "values_unknown": "a lookup table, or a slope of 0 or no number: what stored pixels mean is not known",
 }
 
 VOLUME_REASONS: dict[str, str] = {
@@ -84,6 +86,7 @@ FLAGS: dict[str, str] = {
     "spacing_suspect": "a voxel side under 0.05 or over 20 mm",
     "intensity_scaled": "stored values were scaled by the NIfTI header",
     "mosaic": "tiles of a Siemens mosaic",
+    "burned_in": "marked as having text burnt into its pixels",
 }
 
 SEQUENCES = (
