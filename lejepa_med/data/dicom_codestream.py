@@ -88,6 +88,19 @@ def _extended_12_bit(stream: bytes, pixels: StoredPixels) -> NDArray[np.generic]
     return np.frombuffer(data, "<i2" if pixels.signed else "<u2").reshape(pixels.rows, pixels.columns)
 
 
+def numbers_of(image: NDArray[np.generic], pixels: StoredPixels) -> NDArray[np.generic]:
+    """Decoded numbers with the sign that the header gives: codestreams may hold negative ones as large ones."""
+    top = 1 << (pixels.stored - 1)
+    low, high = int(image.min()), int(image.max())
+    if pixels.signed and low >= 0 and top <= high < 2 * top:
+        signed = image.astype(f"i{image.dtype.itemsize}")
+        unused = image.dtype.itemsize * 8 - pixels.stored
+        return (signed << unused) >> unused
+    if not pixels.signed and -top <= low < 0 and high < top:
+        return image & (2 * top - 1)
+    return image
+
+
 def codestream_size(stream: bytes) -> tuple[int, int]:
     """Rows and columns of a grey JPEG, JPEG-LS or JPEG 2000 codestream; raises ValueError for all others."""
     start = stream.find(_J2K_START, 0, 4096)

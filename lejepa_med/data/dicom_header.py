@@ -27,7 +27,7 @@ _REASON_OF_CLASS = (
     (_CLASS + "481", "radiotherapy"), (_CLASS + "11", "presentation_state"), (_CLASS + "104", "document"),
     (_CLASS + "7", "secondary_capture"), ("1.2.840.10008.1.3.10", "dicomdir"), (_CLASS + "4.3", "colour"),
 )  # fmt: skip
-_GREY = ("", "MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("PALETTE", "RGB", "YBR", "HSV", "ARGB", "CMYK", "XYB")
 
 _B_VALUES = ((0x0019100C, 0x00190010, b"SIEMENS MR HEADER"), (0x00431039, 0x00430010, b"GEMS_PARM_01"))
 _WORDS = """
@@ -100,7 +100,7 @@ def _check_class(sop_class: str, header: Elements) -> None:
             raise NotAVolume(reason, header)
     if sop_class not in MODALITY_OF_CLASS:
         raise NotAVolume("other_dicom", header)
-    if integer(header, "SamplesPerPixel", 1) not in (0, 1) or text(header, "PhotometricInterpretation") not in _GREY:
+    if integer(header, "SamplesPerPixel", 1) > 1 or text(header, "PhotometricInterpretation").startswith(_COLOUR):
         raise NotAVolume("colour", header)
     if header.sequence("ModalityLUTSequence"):
         raise NotAVolume("values_unknown", header)

@@ -115,16 +115,10 @@ def _keeping_padding(
 
 
 def _of_codestream(image: NDArray[np.generic], pixels: StoredPixels, padding: tuple[int, ...]) -> NDArray[np.generic]:
-    """RLE keeps words bit by bit; other codestreams hold numbers, of which only the sign may be missing."""
+    """RLE keeps words bit by bit; other codestreams hold numbers."""
     if pixels.syntax == RLELossless:
         return used_bits(image, pixels, padding)
-    if not pixels.signed or not int(image.max()) >> (pixels.stored - 1) or int(image.max()) >> pixels.stored:
-        return image
-    unused = image.dtype.itemsize * 8 - pixels.stored
-    if int(image.min()) < 0:
-        return image
-    signed = image.view(f"i{image.dtype.itemsize}")
-    return (signed << unused) >> unused
+    return dicom_codestream.numbers_of(image, pixels)
 
 
 def _tile(whole: NDArray[np.generic], frame: Frame) -> NDArray[np.generic]:
