@@ -97,7 +97,8 @@ def numbers_of(image: NDArray[np.generic], pixels: StoredPixels) -> NDArray[np.g
         unused = image.dtype.itemsize * 8 - pixels.stored
         return (signed << unused) >> unused
     if not pixels.signed and -top <= low < 0 and high < top:
-        return image & (2 * top - 1)
+        unsigned: NDArray[np.generic] = np.bitwise_and(image, 2 * top - 1)
+        return unsigned
     return image
 
 
