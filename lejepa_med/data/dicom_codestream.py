@@ -5,6 +5,7 @@ A codestream brings its own size, and a decoder allocates by it: it is compared 
 
 from __future__ import annotations
 
+import itertools
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ from lejepa_med.data.frame import StoredPixels
 
 _J2K_START = b"\xff\x4f\xff\x51"
 _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_PREFERRED = ("pyjpegls", "pylibjpeg", "pillow")  # GDCM aborts the process on damaged JPEG 2000: where nothing else can
+_RUN_STEP = [code + 2 for code in range(128)] + [1] + [2] * 127
+_RUN_LENGTH = [code + 1 for code in range(128)] + [0] + [257 - code for code in range(129, 256)]
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}
 
 for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
@@ -30,7 +34,7 @@ for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff
 def decode(data: bytes, pixels: StoredPixels, indexes: Sequence[int], plugin: str = "") -> list[NDArray[np.generic]]:
     """Frames of an encapsulated pixel element, each `[row, column]` as the decoder gives it.
 
-    `plugin` names the decoder of pydicom to use; by default those installed are tried in turn. Raises ValueError for
+    `plugin` names the decoder of pydicom to use; by default GDCM comes last. Raises ValueError for
     codestreams that are missing or of another size; any exception of a decoder may come out.
     """
     wanted = set(indexes)
@@ -52,8 +56,9 @@ def _streams(data: bytes, pixels: StoredPixels) -> Iterator[bytes]:
 
 
 def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.generic]:
-    size = codestream_size(stream) if pixels.syntax != RLELossless else (pixels.rows, pixels.columns)
-    if size != (pixels.rows, pixels.columns):
+    if pixels.syntax == RLELossless:
+        _check_runs(stream, pixels)
+    elif codestream_size(stream) != (pixels.rows, pixels.columns):
         raise ValueError("the codestream is not of the size that the header gives")
     if pixels.syntax == JPEGExtended12Bit and pixels.stored != 8:
         return _extended_12_bit(stream, pixels)
@@ -65,8 +70,32 @@ def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.gen
             "bits_stored": pixels.stored, "pixel_representation": pixels.signed, "pixel_keyword": "PixelData",
         }  # fmt: skip
         decoder = get_decoder(UID(pixels.syntax))
-        image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
+        plugin = plugin or next((name for name in _PREFERRED if name in decoder.available_plugins), "")
+        try:
+            image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of a decoder written in Rust is no Exception
+            raise ValueError("the decoder gave up") from None
     return image
+
+
+def _check_runs(stream: bytes, pixels: StoredPixels) -> None:
+    """Raises ValueError for run lengths (PS3.5 annex G) that do not add up: the decoder panics on them, on stderr."""
+    count, segments = pixels.rows * pixels.columns, pixels.allocated // 8
+    if len(stream) < 64:
+        raise ValueError("no complete run lengths")
+    given, *offsets = struct.unpack_from("<16I", stream)
+    if given != segments or segments not in (1, 2, 4, 8):
+        raise ValueError("segments do not fit the bits")
+    for begin, end in itertools.pairwise([*offsets[:given], len(stream)]):
+        place, total, limit = begin, 0, min(end, len(stream))
+        while place < limit and total < count:
+            code = stream[place]
+            place += _RUN_STEP[code]
+            total += _RUN_LENGTH[code]
+        if total != count or place > limit or begin < 64:
+            raise ValueError("run lengths do not add up")
 
 
 def _extended_12_bit(stream: bytes, pixels: StoredPixels) -> NDArray[np.generic]:

@@ -390,3 +390,26 @@ def test_monochrome1_stays_as_stored(tmp_path: Path, photometric: str, uid: UID)
     if uid != ExplicitVRLittleEndian:
         dataset.compress(uid, generate_instance_uid=False)
     np.testing.assert_array_equal(read(tmp_path, dataset, uid), smooth(12, False))
+
+
+@pytest.mark.parametrize("damage", ["longer", "shorter", "cut", "segments"])
+def test_run_lengths_that_do_not_add_up_are_refused_in_silence(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    dataset = dataset_of(smooth(12, False), 16, 12, False)
+    dataset.compress(RLELossless, generate_instance_uid=False)
+    (path,) = write(tmp_path, [dataset])
+    (frame,) = read_frames(path)
+    pixels = StoredPixels(*frame.pixels)  # type: ignore[arg-type]
+    (stream,) = generate_frames(path.read_bytes()[pixels.offset :], number_of_frames=1)
+    changed = bytearray(stream)
+    if damage == "segments":
+        changed[0] = 3
+    elif damage == "cut":
+        changed = changed[:-20]
+    else:
+        place = struct.unpack_from("<2I", stream, 4)[1]
+        changed[place] = 0x81 if damage == "longer" else 0xFF
+    with pytest.raises(ValueError, match=r"run lengths|segments"):
+        dicom_codestream.decode(encapsulate([bytes(changed)]), pixels, [0])
+    assert capfd.readouterr() == ("", "")
