@@ -5,7 +5,9 @@ A codestream brings its own size, and a decoder allocates by it: it is compared 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
@@ -72,12 +74,26 @@ def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.gen
         decoder = get_decoder(UID(pixels.syntax))
         plugin = plugin or next((name for name in _PREFERRED if name in decoder.available_plugins), "")
         try:
-            image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
+            with contextlib.nullcontext() if plugin else _silence():
+                image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # a panic of a decoder written in Rust is no Exception
             raise ValueError("the decoder gave up") from None
     return image
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what the JPEG library inside GDCM writes to stderr about damaged data from going there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _check_runs(stream: bytes, pixels: StoredPixels) -> None:
@@ -113,7 +129,8 @@ def _extended_12_bit(stream: bytes, pixels: StoredPixels) -> NDArray[np.generic]
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, pixels.stored, pixels.stored - 1, pixels.signed))
-    data = image.GetBuffer().encode("utf-8", "surrogateescape")
+    with _silence():
+        data = image.GetBuffer().encode("utf-8", "surrogateescape")
     return np.frombuffer(data, "<i2" if pixels.signed else "<u2").reshape(pixels.rows, pixels.columns)
 
 

@@ -316,8 +316,9 @@ def test_an_unreadable_optional_element_costs_nothing(tmp_path: Path) -> None:
     (path,) = write(tmp_path, [dataset])
     content = path.read_bytes()
     place = content.index(struct.pack("<HH", 0x0020, 0x0013) + b"IS")
-    path.write_bytes(content[:place] + element(0x00180086, "IS", b"1.5", True, "<") + content[place:])
-    assert read_frames(path)[0].echo == "/" and read_frames(path)[0].damage == ""
+    path.write_bytes(content[:place] + element(0x00189087, "FD", b"123456", True, "<") + content[place:])
+    (frame,) = read_frames(path)
+    assert (frame.b_value, frame.damage, frame.position) == ("", "", (0.0, 0.0, 0.0))
 
 
 def test_a_legacy_converted_object_is_read(tmp_path: Path) -> None:
