@@ -108,9 +108,11 @@ def text(header: Elements | None, word: str) -> str:
     vr, data = found
     if vr in _TEXTS and data.isascii() and b"\\" not in data and b"\x1b" not in data:
         if vr not in _BY_CHARSET or header.is_ascii():
-            return data.decode("ascii").strip(" \0")
+            plain = data.decode("ascii").strip(" \0")
+            if plain.isprintable():
+                return plain
     elif vr == b"IS" and data.strip(b" ").isdigit():
-        return str(int(data))
+        return data.decode("ascii").strip(" ")
     elif vr == b"DS" and _is_plain_decimal(data):
         return data.decode("ascii").strip(" ")
     elif vr in _BINARY and len(data) == _BINARY[vr].size:
@@ -142,7 +144,7 @@ def number(header: Elements, word: str) -> float:
     vr, data = found
     if vr in (b"DS", b"IS"):
         try:
-            return float(data) if b"_" not in data else math.nan
+            return float(data)
         except ValueError:
             pass
     elif vr in _BINARY and len(data) == _BINARY[vr].size:
