@@ -111,9 +111,7 @@ def text(header: Elements | None, word: str) -> str:
             plain = data.decode("ascii").strip(" \0")
             if plain.isprintable():
                 return plain
-    elif vr == b"IS" and data.strip(b" ").isdigit():
-        return data.decode("ascii").strip(" ")
-    elif vr == b"DS" and _is_plain_decimal(data):
+    elif (vr == b"IS" and data.strip(b" ").isdigit()) or (vr == b"DS" and _is_plain_decimal(data)):
         return data.decode("ascii").strip(" ")
     elif vr in _BINARY and len(data) == _BINARY[vr].size:
         return str(_BINARY[vr].unpack(data if header.encoding.little else data[::-1])[0])
@@ -142,7 +140,7 @@ def number(header: Elements, word: str) -> float:
     if found is None:
         return math.nan
     vr, data = found
-    if vr in (b"DS", b"IS"):
+    if vr == b"DS" or (vr == b"IS" and data.strip(b" +-").isdigit()):
         try:
             return float(data)
         except ValueError:
