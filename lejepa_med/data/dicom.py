@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import warnings
 from pathlib import Path
 
-import pydicom
-
 from lejepa_med.data import dicom_enhanced, dicom_mosaic
+from lejepa_med.data.dicom_elements import Elements, integer, text
 from lejepa_med.data.dicom_header import NotAVolume, read_header
 from lejepa_med.data.frame import Frame
 
@@ -18,23 +16,27 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 logging.getLogger("pylibjpeg").setLevel(logging.CRITICAL + 1)
 
 
-def read_frames(path: Path) -> tuple[Frame, ...]:
-    """The slices of a DICOM file; raises `NotAVolume` for everything that is no CT, MR or PET image."""
-    # pydicom parses values when they are used, and its warnings quote them.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        frame, header = read_header(path)
-        try:
-            return _frames(frame, header)
-        except Exception:
-            raise NotAVolume("unreadable", header) from None
+def read_frames(path: Path | str) -> tuple[Frame, ...]:
+    """The slices of a DICOM file; raises `NotAVolume` for everything that is no CT, MR or PET image, OSError too.
+
+    The frames say where their pixels are, so `stored_values` reads these without a second look at the header.
+    """
+    frame, header = read_header(str(path))
+    try:
+        return _frames(frame, header)
+    except NotAVolume as outcome:
+        raise NotAVolume(outcome.reason, header) from None
+    except Exception:
+        raise NotAVolume("unreadable", header) from None
 
 
-def _frames(frame: Frame, header: pydicom.Dataset) -> tuple[Frame, ...]:
+def _frames(frame: Frame, header: Elements) -> tuple[Frame, ...]:
     if "PerFrameFunctionalGroupsSequence" in header:
         return dicom_enhanced.frames(frame, header)
-    if int(header.get("NumberOfFrames") or 1) > 1:  # nothing says where its frames are
+    if integer(header, "NumberOfFrames", 1) > 1:  # nothing says where its frames are
         return (dataclasses.replace(frame, position=()),)
+    if frame.kind == "image" and text(header, "ComplexImageComponent").upper() in dicom_enhanced.NOT_MAGNITUDE:
+        return (dataclasses.replace(frame, kind="phase_image"),)
     if "MOSAIC" in frame.image_type:
         return dicom_mosaic.tiles(frame, header)
     return (frame,)

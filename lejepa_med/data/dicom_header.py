@@ -1,25 +1,19 @@
-"""Reads a DICOM header without its pixels and turns it into frames, or into the reason why it is no volume.
+"""Reads a DICOM header without its pixels and turns it into a frame, or into the reason why it is no volume.
 
-Kept are CT, MR and PET images, classic and enhanced. The pixel element is not read, only measured: a file that ends
-before its pixels do is known here.
+Kept are CT, MR and PET images, classic and enhanced. Values are those of RescaleSlope and RescaleIntercept alone:
+private scalings (Philips) and real world value maps are not used; a lookup table or a slope of 0 is refused.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import struct
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import pydicom
-from pydicom.dataset import Dataset
-from pydicom.tag import Tag
-
-from lejepa_med.data import vocabulary
-from lejepa_med.data.dicom_elements import number, strings, text, vector
+from lejepa_med.data import dicom_layout, storage, vocabulary
+from lejepa_med.data.dicom_elements import Elements, integer, number, strings, tag_of, text, vector
+from lejepa_med.data.dicom_kinds import flags_of_type, hu_uncertain, kind, sequence
+from lejepa_med.data.dicom_stream import Source, size_of, walk_file
 from lejepa_med.data.frame import Frame
 
 _CLASS = "1.2.840.10008.5.1.4.1.1."
@@ -31,85 +25,37 @@ MODALITY_OF_CLASS = {
 _REASON_OF_CLASS = (
     (_CLASS + "88.59", "key_object"), (_CLASS + "88", "structured_report"), (_CLASS + "66", "segmentation"),
     (_CLASS + "481", "radiotherapy"), (_CLASS + "11", "presentation_state"), (_CLASS + "104", "document"),
-    (_CLASS + "7", "secondary_capture"), ("1.2.840.10008.1.3.10", "dicomdir"),
+    (_CLASS + "7", "secondary_capture"), ("1.2.840.10008.1.3.10", "dicomdir"), (_CLASS + "4.3", "colour"),
 )  # fmt: skip
+_COLOUR = ("PALETTE", "RGB", "YBR", "HSV", "ARGB", "CMYK", "XYB")
 
-_KINDS = (
-    ("localizer", {"LOCALIZER", "SCOUT", "SCANOGRAM"}),
-    ("screen_save", {"SCREEN SAVE", "SCREENSAVE", "SCREEN_SAVE"}),
-    ("projection", {"MIP", "MINIP", "MAX_IP", "MIN_IP", "PROJECTION IMAGE", "PROJECTION", "VOLREN", "VOLUME"}),
-    ("phase_image", {"P", "PHASE", "PHASE MAP", "PHASE_MAP", "VELOCITY MAP", "VELOCITY", "REAL", "IMAGINARY"}),
-    (
-        "derived_map",
-        {"ADC", "ADC_UNSPECIFIED", "FA", "TENSOR", "CBF", "CBV", "RCBF", "RCBV", "MTT", "TTP", "TMAX", "RELCBF",
-         "RELCBV", "RELMTT", "T1 MAP", "T2 MAP", "T2_STAR MAP", "R2 MAP", "R2_STAR MAP", "SUBTRACT", "SUBTRACTION",
-         "SUB", "PARAMETRIC MAP", "EADC", "B0 MAP", "FIELD_MAP"},
-    ),
-)  # fmt: skip
-REFORMATS = {"MPR", "REFORMATTED", "MPR_THICK", "CSA MPR", "CURVED MPR"}
-
-_B_VALUES = (Tag(0x0018, 0x9087), Tag(0x0019, 0x100C), Tag(0x0043, 0x1039))
-_KEYWORDS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "StudyInstanceUID",
-    "PatientID",
-    "FrameOfReferenceUID",
-    "Modality",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "PhotometricInterpretation",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "RescaleType",
-    "PixelPaddingValue",
-    "PixelPaddingRangeLimit",
-    "PixelRepresentation",
-    "ImageType",
-    "TemporalPositionIdentifier",
-    "TriggerTime",
-    "EchoNumbers",
-    "EchoTime",
-    "DiffusionGradientOrientation",
-    "StackID",
-    "AcquisitionNumber",
-    "AcquisitionTime",
-    "FrameReferenceTime",
-    "ScanningSequence",
-    "RepetitionTime",
-    "InversionTime",
-    "AcquisitionContrast",
-    "BodyPartExamined",
-    "AngioFlag",
-    "ComplexImageComponent",
-    "LossyImageCompression",
-    "SpacingBetweenSlices",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-]
-_TAGS: list[Any] = [*_KEYWORDS, *_B_VALUES]
+_B_VALUES = ((0x0019100C, 0x00190010, b"SIEMENS MR HEADER"), (0x00431039, 0x00430010, b"GEMS_PARM_01"))
+_WORDS = """
+    SpecificCharacterSet SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID FrameOfReferenceUID
+    Modality Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored HighBit PhotometricInterpretation
+    PixelRepresentation PixelSpacing ImageOrientationPatient ImagePositionPatient RescaleSlope RescaleIntercept
+    RescaleType ModalityLUTSequence PixelPaddingValue PixelPaddingRangeLimit ImageType TemporalPositionIdentifier
+    TriggerTime EchoNumbers EchoTime DiffusionGradientOrientation DiffusionBValue StackID AcquisitionNumber
+    AcquisitionTime FrameReferenceTime ScanningSequence RepetitionTime InversionTime AcquisitionContrast
+    BodyPartExamined AngioFlag ComplexImageComponent LossyImageCompression BurnedInAnnotation SpacingBetweenSlices
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence
+"""
+TAGS = frozenset([*map(tag_of, _WORDS.split()), *(tag for place in _B_VALUES for tag in place[:2])])
+"""Every element that is read from a header."""
 
 
 class NotAVolume(Exception):  # noqa: N818  (an outcome, not an error)
     """A file that holds no slice of a volume; `reason` is a word of the vocabulary."""
 
-    def __init__(self, reason: str, header: Dataset | None = None) -> None:
+    def __init__(self, reason: str, header: Elements | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
         self.owner = tuple(text(header, word) for word in ("PatientID", "StudyInstanceUID", "SeriesInstanceUID"))
 
 
-def looks_like_dicom(path: Path) -> bool:
+def looks_like_dicom(path: Path | str) -> bool:
     """Whether a file starts like DICOM, with the preamble or without it."""
-    with path.open("rb") as file:
+    with storage.open_binary(str(path)) as file:
         start = file.read(132)
     return start[128:132] == b"DICM" or starts_bare(start)
 
@@ -124,27 +70,29 @@ def starts_bare(start: bytes) -> bool:
     ] == b"\x08\0\x05\0"
 
 
-def read_header(path: Path) -> tuple[Frame, Dataset]:
+def read_header(path: str) -> tuple[Frame, Elements]:
     """The header of a DICOM image and what it says of the image as a whole.
 
     Raises `NotAVolume` for everything that is no CT, MR or PET image.
     """
-    with path.open("rb") as file:
+    header = None
+    with storage.open_binary(path) as file:
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            sop_class = text(header, "SOPClassUID") or str(getattr(header.file_meta, "MediaStorageSOPClassUID", ""))
-        except Exception:
-            raise NotAVolume("unreadable") from None
-        try:
+            walked, data = walk_file(file, TAGS)
+            header = Elements(walked.raw, walked.encoding)
+            sop_class = text(header, "SOPClassUID") or walked.sop_class
             _check_class(sop_class, header)
-            return _single(path, header, MODALITY_OF_CLASS[sop_class], _damage(file, header)), header
+            layout = dicom_layout.look(header, walked, data)
+            return _single(path, header, MODALITY_OF_CLASS[sop_class], layout, file), header
         except NotAVolume:
             raise
+        except dicom_layout.Refused as refused:
+            raise NotAVolume(refused.reason, header) from None
         except Exception:
             raise NotAVolume("unreadable", header) from None
 
 
-def _check_class(sop_class: str, header: Dataset) -> None:
+def _check_class(sop_class: str, header: Elements) -> None:
     if not sop_class:
         raise NotAVolume("unreadable", header)
     for prefix, reason in _REASON_OF_CLASS:
@@ -152,17 +100,18 @@ def _check_class(sop_class: str, header: Dataset) -> None:
             raise NotAVolume(reason, header)
     if sop_class not in MODALITY_OF_CLASS:
         raise NotAVolume("other_dicom", header)
-    if int(header.get("SamplesPerPixel") or 1) != 1:
+    if integer(header, "SamplesPerPixel", 1) > 1 or text(header, "PhotometricInterpretation").startswith(_COLOUR):
         raise NotAVolume("colour", header)
+    if header.sequence("ModalityLUTSequence"):
+        raise NotAVolume("values_unknown", header)
 
 
-def _single(path: Path, header: Dataset, modality: str, damage: str) -> Frame:
+def _single(path: str, header: Elements, modality: str, layout: dicom_layout.Layout, file: Source) -> Frame:
     image_type = strings(header, "ImageType")
     b_value = _b_value(header)
-    echo = text(header, "EchoNumbers") + "/" + text(header, "EchoTime")
-    slope, intercept = number(header, "RescaleSlope"), number(header, "RescaleIntercept")
+    slope, intercept = rescaling(header)
     return Frame(
-        path=str(path),
+        path=path,
         index=0,
         sop_uid=text(header, "SOPInstanceUID"),
         series_uid=text(header, "SeriesInstanceUID"),
@@ -170,8 +119,8 @@ def _single(path: Path, header: Dataset, modality: str, damage: str) -> Frame:
         patient_id=text(header, "PatientID"),
         frame_of_reference=text(header, "FrameOfReferenceUID"),
         modality=modality,
-        rows=int(header.get("Rows") or 0),
-        columns=int(header.get("Columns") or 0),
+        rows=integer(header, "Rows"),
+        columns=integer(header, "Columns"),
         pixel_spacing=vector(header, "PixelSpacing", 2),
         orientation=vector(header, "ImageOrientationPatient", 6),
         position=vector(header, "ImagePositionPatient", 3),
@@ -182,101 +131,86 @@ def _single(path: Path, header: Dataset, modality: str, damage: str) -> Frame:
         image_type=image_type,
         temporal=text(header, "TemporalPositionIdentifier"),
         trigger=text(header, "TriggerTime") or text(header, "FrameReferenceTime"),
-        echo=echo,
+        echo=text(header, "EchoNumbers") + "/" + text(header, "EchoTime"),
         b_value=b_value,
-        direction=";".join(f"{part:.3f}" for part in vector(header, "DiffusionGradientOrientation", 3)),
+        direction=direction_of(header),
         stack=text(header, "StackID"),
         acquisition=text(header, "AcquisitionNumber"),
         time=text(header, "AcquisitionTime"),
-        sequence=sequence(header, image_type, b_value) if modality == "mri" else "",
+        sequence=sequence(header, image_type, b_value, _times(header)) if modality == "mri" else "",
         body_part=vocabulary.body_part(text(header, "BodyPartExamined")),
-        flags=_flags(header, modality, image_type, intercept),
-        damage=damage,
+        flags=_flags(header, modality, image_type),
+        damage=layout.damage,
         mosaic=0,
-        bytes=Path(path).stat().st_size,
+        bytes=size_of(file),
+        pixels=layout.pixels,
     )
 
 
-def kind(image_type: Iterable[str]) -> str:
-    """`image`, or the reason that an ImageType gives to reject a frame."""
-    tokens = set(image_type)
-    return next((reason for reason, words in _KINDS if tokens & words), "image")
+def rescaling(values: Elements) -> tuple[float, float]:
+    """Slope and intercept, NaN where absent; raises `NotAVolume` where they are given and no usable numbers."""
+    slope, intercept = number(values, "RescaleSlope"), number(values, "RescaleIntercept")
+    if values.plain("RescaleSlope") and not (math.isfinite(slope) and slope != 0):
+        raise NotAVolume("values_unknown")
+    if values.plain("RescaleIntercept") and not math.isfinite(intercept):
+        raise NotAVolume("values_unknown")
+    return slope, intercept
 
 
-def sequence(header: Dataset, image_type: tuple[str, ...], b_value: str) -> str:
-    """The word for an MR sequence that the header's timing gives."""
-    times = (number(header, "RepetitionTime"), number(header, "EchoTime"), number(header, "InversionTime"))
-    contrast = text(header, "AcquisitionContrast")
-    if text(header, "AngioFlag") == "Y":
-        contrast = "TOF"
-    return vocabulary.sequence(contrast, strings(header, "ScanningSequence"), image_type, times, float(b_value or 0))
+def direction_of(values: Elements) -> str:
+    """The direction of a diffusion gradient as text, empty where absent."""
+    return ";".join(f"{part:.3f}" for part in vector(values, "DiffusionGradientOrientation", 3))
 
 
-def _flags(header: Dataset, modality: str, image_type: tuple[str, ...], intercept: float) -> tuple[str, ...]:
-    flags = []
-    if image_type[:1] == ("DERIVED",):
-        flags.append("derived")
-    if set(image_type) & REFORMATS:
-        flags.append("reformatted")
-    if modality == "ct" and (math.isnan(intercept) or text(header, "RescaleType") not in ("", "HU", "US")):
-        flags.append("hu_uncertain")
+def _times(header: Elements) -> tuple[float, float, float]:
+    return number(header, "RepetitionTime"), number(header, "EchoTime"), number(header, "InversionTime")
+
+
+def _flags(header: Elements, modality: str, image_type: tuple[str, ...]) -> tuple[str, ...]:
+    flags = flags_of_type(image_type)
+    if modality == "ct" and hu_uncertain(header):
+        flags.add("hu_uncertain")
     if text(header, "LossyImageCompression") == "01":
-        flags.append("lossy")
-    return tuple(flags)
+        flags.add("lossy")
+    if text(header, "BurnedInAnnotation").upper() == "YES":
+        flags.add("burned_in")
+    return tuple(sorted(flags))
 
 
-def _padding(header: Dataset) -> tuple[int, ...]:
-    first, last = header.get("PixelPaddingValue"), header.get("PixelPaddingRangeLimit")
-    if first is None or not isinstance(first, int):
-        return ()
-    bounds = (first, last if isinstance(last, int) else first)
-    return (min(bounds), max(bounds))
+def _padding(header: Elements) -> tuple[int, ...]:
+    """Lowest and highest padding value as stored; their sign is that of the pixels, whatever their own element says."""
+    bounds = []
+    for word in ("PixelPaddingValue", "PixelPaddingRangeLimit"):
+        found = header.plain(word)
+        if found is not None:
+            signed = integer(header, "PixelRepresentation") == 1
+            if len(found[1]) == 2:
+                order = "little" if header.encoding.little else "big"
+                bounds.append(int.from_bytes(found[1], order, signed=signed))  # type: ignore[arg-type]
+            else:
+                value = number(header, word)
+                bounds += [int(value)] if value.is_integer() else []
+    return (min(bounds), max(bounds)) if bounds and header.plain("PixelPaddingValue") else ()
 
 
-def _b_value(header: Dataset) -> str:
-    for tag in _B_VALUES:
-        if tag in header:
-            value = header[tag].value
-            first = value[0] if isinstance(value, (list, pydicom.multival.MultiValue)) and len(value) else value
-            if isinstance(first, bytes):
-                first = first.decode("ascii", "ignore").split("\\")[0].strip(" \0")
-            try:
-                return f"{float(first) % 1e9:g}"  # GE adds 1e9
-            except (TypeError, ValueError):
-                return ""
-    return ""
+def _b_value(header: Elements) -> str:
+    value = number(header, "DiffusionBValue")
+    for tag, creator, name in _B_VALUES:
+        if math.isnan(value) and tag in header.raw:
+            owner = header.raw.get(creator, (b"", b""))[1].strip(b" \0")
+            if owner in (b"", name):  # another vendor's element of this number means something else
+                value = _first_number(header, tag)
+    return f"{value % 1e9:g}" if math.isfinite(value) else ""  # GE adds 1e9
 
 
-def _damage(file: BinaryIO, header: Dataset) -> str:
-    """`truncated` or `no_pixels` where the pixels are not all there; the file stands at the pixel element."""
-    syntax = getattr(header.file_meta, "TransferSyntaxUID", None)
-    if syntax is not None and syntax.name.startswith("Deflated"):
-        return ""
-    order = "<" if syntax is None or syntax.is_little_endian else ">"
-    start = file.tell()
-    size = os.fstat(file.fileno()).st_size
-    element = file.read(12)
-    if len(element) < 12 or struct.unpack(order + "HH", element[:4]) not in ((0x7FE0, n) for n in (0x08, 0x09, 0x10)):
-        return "truncated" if 0 < len(element) < 12 else "no_pixels"
-    explicit = element[4:6] in (b"OB", b"OW", b"OF", b"OD", b"UN")
-    length = struct.unpack(order + "I", element[8:12] if explicit else element[4:8])[0]
-    begin = start + (12 if explicit else 8)
-    if length == 0xFFFFFFFF:
-        return "" if _fragments_end(file, begin, size) else "truncated"
-    frames = int(header.get("NumberOfFrames") or 1)
-    needed = int(header.Rows) * int(header.Columns) * frames * int(header.BitsAllocated) // 8
-    return "truncated" if begin + length > size or length < needed else ""
-
-
-def _fragments_end(file: BinaryIO, begin: int, size: int) -> bool:
-    """Whether the items of encapsulated pixels are complete."""
-    while begin + 8 <= size:
-        file.seek(begin, io.SEEK_SET)
-        group, element, length = struct.unpack("<HHI", file.read(8))
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return True
-        if (group, element) != (0xFFFE, 0xE000):
-            return False
-        begin += 8 + length
-    # Some writers leave the delimiter out: complete if the last fragment ends with the file.
-    return begin == size
+def _first_number(header: Elements, tag: int) -> float:
+    vr, data = header.raw[tag]
+    if vr in (b"", b"UN", b"OB", b"IS", b"DS", b"LO", b"SH"):
+        first: object = data.decode("latin-1").split("\\")[0].strip(" \0")
+    else:
+        value = header.converted(tag)
+        first = value[0] if isinstance(value, list) and value else value
+    try:
+        return float(first)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return math.nan

@@ -11,35 +11,36 @@ import dataclasses
 import math
 import re
 import struct
-from typing import Any
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.tag import Tag
 
-from lejepa_med.data.dicom_elements import number
+from lejepa_med.data import storage
+from lejepa_med.data.dicom_elements import Elements, number
+from lejepa_med.data.dicom_stream import walk_file
 from lejepa_med.data.frame import Frame
 
-_TILES = Tag(0x0019, 0x100A)
-_CSA_IMAGE = Tag(0x0029, 0x1010)
-_CSA_SERIES = Tag(0x0029, 0x1020)
+_TILES, _CSA_IMAGE, _CSA_SERIES = 0x0019100A, 0x00291010, 0x00291020
+_MOST_TILES, _SMALLEST_SIDE = 1024, 8  # what no scanner exceeds: a damaged header must not make a million tiles
 _PROTOCOL_SLICES = re.compile(rb"sSliceArray\.lSize\s*=\s*(\d+)")
 
 
-def tiles(whole: Frame, header: Dataset) -> tuple[Frame, ...]:
+def tiles(whole: Frame, header: Elements) -> tuple[Frame, ...]:
     """One frame per tile; a mosaic whose tiles cannot be placed keeps no geometry."""
-    wanted: list[Any] = [_TILES, _CSA_IMAGE, _CSA_SERIES]
-    private = pydicom.dcmread(whole.path, stop_before_pixels=True, specific_tags=wanted, force=True)
+    with storage.open_binary(whole.path) as file:
+        walked = walk_file(file, (_TILES, _CSA_IMAGE, _CSA_SERIES))[0]
+    private = Elements(walked.raw, walked.encoding)
     csa = csa_values(_bytes(private, _CSA_IMAGE))
     count = _count(private, csa)
     spacing = number(header, "SpacingBetweenSlices")
-    placed = count > 0 and spacing > 0 and whole.orientation and whole.position and whole.pixel_spacing
-    direction = _direction(whole, private, csa, count) if placed else None
+    side = math.ceil(math.sqrt(max(count, 1)))
+    sensible = 0 < count <= _MOST_TILES and min(whole.rows, whole.columns) >= side * _SMALLEST_SIDE
+    sensible = sensible and whole.rows % side == 0 and whole.columns % side == 0
+    placed = sensible and spacing > 0 and whole.orientation and whole.position and whole.pixel_spacing
+    with np.errstate(all="ignore"):
+        direction = _direction(whole, private, csa, count) if placed else None
     if direction is None:
         return (dataclasses.replace(whole, position=(), orientation=()),)
-    side = math.ceil(math.sqrt(count))
     rows, columns = whole.rows // side, whole.columns // side
     corner = _corner(whole, rows, columns)
     flags = tuple(sorted({*whole.flags, "mosaic"}))
@@ -66,7 +67,7 @@ def _corner(whole: Frame, rows: int, columns: int) -> NDArray[np.float64]:
     return corner
 
 
-def _direction(whole: Frame, private: Dataset, csa: dict[str, list[str]], count: int) -> NDArray[np.float64] | None:
+def _direction(whole: Frame, private: Elements, csa: dict[str, list[str]], count: int) -> NDArray[np.float64] | None:
     """The unit vector from the first tile to the last; None where the header does not tell."""
     normal = np.cross(whole.orientation[:3], whole.orientation[3:])
     given = [float(value) for value in csa.get("SliceNormalVector", [])[:3]]
@@ -89,18 +90,20 @@ def _protocol_position(protocol: bytes, index: int) -> NDArray[np.float64]:
     return np.array([found.get(name, 0.0) for name in (b"Sag", b"Cor", b"Tra")])
 
 
-def _count(private: Dataset, csa: dict[str, list[str]]) -> int:
-    if _TILES in private:
-        return int(private[_TILES].value)
+def _count(private: Elements, csa: dict[str, list[str]]) -> int:
+    vr, tiles_given = private.raw.get(_TILES, (b"", b""))
+    if len(tiles_given) == 2 and vr not in (b"IS", b"DS"):
+        return int.from_bytes(tiles_given, "little" if private.encoding.little else "big")
+    if tiles_given.strip(b" \0").isdigit():
+        return int(tiles_given.strip(b" \0"))
     if csa.get("NumberOfImagesInMosaic"):
         return int(float(csa["NumberOfImagesInMosaic"][0]))
     found = _PROTOCOL_SLICES.search(_bytes(private, _CSA_SERIES))
     return int(found[1]) if found else 0
 
 
-def _bytes(header: Dataset, tag: Any) -> bytes:
-    value = header[tag].value if tag in header else b""
-    return value if isinstance(value, bytes) else b""
+def _bytes(header: Elements, tag: int) -> bytes:
+    return header.raw.get(tag, (b"", b""))[1]
 
 
 def csa_values(data: bytes) -> dict[str, list[str]]:

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 Vector = tuple[float, ...]
+
+
+class StoredPixels(NamedTuple):
+    """Where the pixels of a file are and how they are stored, so that reading them needs no second look at the header.
+
+    `offset` is that of the value in the file (in the unpacked data set of a deflated file); `length` is -1 for
+    encapsulated pixels. `syntax` is empty where they are plain numbers in the file. `rows` and `columns` are those of
+    the stored image, which a mosaic divides.
+    """
+
+    syntax: str
+    offset: int
+    length: int
+    frames: int
+    rows: int
+    columns: int
+    allocated: int  # bits of a stored number
+    stored: int  # of which these are used,
+    high: int  # and this is the highest
+    signed: int
+    floating: int
+    order: str  # of bytes: <, >, or "swapped", 8 bits in big-endian words
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +69,4 @@ class Frame:
     damage: str  # "", truncated or no_pixels
     mosaic: int  # tiles along each side of the stored image, 0 if it is no mosaic
     bytes: int
+    pixels: tuple[str | int, ...] = ()  # a `StoredPixels`, empty where there are none

@@ -40,6 +40,8 @@ FILE_REASONS: dict[str, str] = {
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",
     "crashed_reader": "the reading process died of this file or never ended",
+    "too_large": "claims more pixels than any scan has",
+    "values_unknown": "a lookup table, or a slope of 0 or no number: what stored pixels mean is not known",
 }
 
 VOLUME_REASONS: dict[str, str] = {
@@ -102,6 +104,7 @@ FLAGS: dict[str, str] = {
     "sequence_unknown": "MRI that is kept although its sequence is not known and `sequences` is set",
     "resampled_slices": "slices off the regular grid by up to a tenth of their gap or 0.1 mm, interpolated onto it",
     "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
+    "burned_in": "marked as having text burnt into its pixels",
 }
 
 SEQUENCES = (

@@ -306,7 +306,9 @@ def test_unreadable_folders_and_files_are_rows(tmp_path: Path, monkeypatch: pyte
 
 def test_damaged_files_never_crash_and_never_talk(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     draw = random.Random(0)
-    for number, path in enumerate(write(tmp_path / "whole", [*stack(3), enhanced(4)]) * 20):
+    multi_frame = enhanced(4)
+    multi_frame.SeriesInstanceUID = "1.2.826.77.20"
+    for number, path in enumerate(write(tmp_path / "whole", [*stack(3), multi_frame]) * 20):
         content = bytearray(path.read_bytes())
         if number % 3 == 0:
             content = content[: draw.randrange(140, len(content))]
