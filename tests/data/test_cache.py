@@ -111,12 +111,14 @@ def test_workers_give_the_same_bytes(folder: Path) -> None:
 def test_after_a_kill_only_what_is_missing_is_made(folder: Path) -> None:
     before = entries(folder)
     victim = sorted((folder / "cache" / "volumes").rglob("*.npy"))[2]
-    victim.with_name(f".{victim.name}.123").write_bytes(victim.read_bytes()[:50])  # what a kill leaves
+    left_over = victim.with_name(f".{victim.name}.1f2e3d4c.partial")  # by a kill
+    left_over.write_bytes(victim.read_bytes()[:50])
     victim.unlink()
     (folder / "cache" / "manifest.parquet").unlink()
     with pytest.raises(DataError, match="not a finished cache"):
         Cache.open(folder / "cache")
     assert again(folder).reused == PATIENTS
+    assert not left_over.exists()
     after = entries(folder)
     assert {name: content for name, (content, _) in after.items()} == {n: c for n, (c, _) in before.items()}
     unchanged = [name for name in before if after[name] == before[name]]
@@ -207,8 +209,8 @@ def test_select_names_what_was_found(folder: Path) -> None:
 
 def test_newer_cache_is_refused(folder: Path) -> None:
     header = json.loads((folder / "cache" / "cache.json").read_text())
-    (folder / "cache" / "cache.json").write_text(json.dumps(header | {"version": 2}))
-    with pytest.raises(DataError, match="format 2 is newer than this lejepa-med reads; upgrade it"):
+    (folder / "cache" / "cache.json").write_text(json.dumps(header | {"version": 3}))
+    with pytest.raises(DataError, match="format 3 is newer than this lejepa-med reads; upgrade it"):
         Cache.open(folder / "cache")
 
 
