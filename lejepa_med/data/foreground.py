@@ -17,22 +17,22 @@ _THICK = 5  # voxels: thinner axes are left out of the opening, which would eras
 def body_mask(array: NDArray[np.float32], modality: str) -> NDArray[np.bool_]:
     """The pieces over an air threshold that hold at least a tenth of the largest one's voxels; holes are kept."""
     order = np.argsort([-abs(stride) for stride in array.strides], kind="stable")  # as it lies in memory
-    mask: NDArray[np.bool_] = array.transpose(order) > air_threshold(array, modality)
-    opened = _opened(mask)
-    labels, count = ndimage.label(opened)
+    ordered, threshold = array.transpose(order), air_threshold(array, modality)
+    mask = _opened(ordered > threshold)
+    labels, count = ndimage.label(mask)
     if count == 0:
+        mask = ordered > threshold
         mask = mask if mask.any() else np.ones_like(mask)
     else:
-        del opened
         sizes = np.zeros(count + 1, dtype=np.int64)
         for plane in labels:  # by planes: these functions would copy all labels in 64 bits
             sizes += np.bincount(plane.ravel(), minlength=count + 1)
         sizes[0] = 0
         kept = sizes >= _PART * sizes.max()
-        kept[0] = False
         for number, plane in enumerate(labels):
             mask[number] = kept[plane]
-    return mask.transpose(np.argsort(order))
+    result: NDArray[np.bool_] = mask.transpose(np.argsort(order))
+    return result
 
 
 def air_threshold(array: NDArray[np.float32], modality: str) -> float:

@@ -143,6 +143,8 @@ def _taps(size: int, count: int, start: float, pitch: float) -> _Taps | None:
     wanted = start + pitch * np.arange(count)
     if count == size and np.abs(wanted - np.arange(size)).max() < _ON_GRID:
         return None
+    nearest = np.round(wanted)
+    wanted = np.where(np.abs(wanted - nearest) < 1e-6, nearest, wanted)  # a scanned slice stands unchanged
     outside = (wanted < -0.5 - _ON_GRID) | (wanted > size - 0.5 + _ON_GRID)
     centre, half = np.clip(wanted, 0, size - 1), max(1.0, pitch)
     index = np.ceil(centre - half).astype(np.int64)[:, None] + np.arange(int(np.ceil(2 * half)) + 1)
