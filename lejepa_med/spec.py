@@ -30,6 +30,9 @@ class PreprocessSpec(Frozen):
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = Field(
         (1.0, 1.0, 1.0), description="voxel size of prepared volumes, mm, along the axes R, A, S"
     )
+    max_upsampling: PositiveFloat = Field(
+        8.0, description="scans whose voxels lie further apart than this many times spacing_mm are not used"
+    )
     foreground: bool = Field(True, description="crop to the bounding box of the body")
     foreground_margin_mm: float = Field(5.0, ge=0, description="air kept around that box, mm")
     mri_percentiles: tuple[float, float] = Field(

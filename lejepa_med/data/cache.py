@@ -1,32 +1,44 @@
-"""Prepared volumes on disk, addressed by what they were made from.
+"""Prepared volumes on disk, addressed by what they were made from and checked when they are read.
 
-    CACHE/cache.json                    format version and the PreprocessSpec of every entry
-    CACHE/manifest.parquet              one row per volume: keys, modality, sequence, shape, spacing, entry, sha256
+    CACHE/cache.json                    format version, the PreprocessSpec of every entry, and a checksum of both
+    CACHE/manifest.parquet  .sha256     one row per volume: keys, modality, sequence, shape, spacing, entry, sha256
     CACHE/volumes/ab/ab12....npy        one array; written under a temporary name and renamed
 
 The entry's name is a hash of (series key, sizes and times of its files, settings, code version): a changed scan or
-setting is another entry, and a killed `prepare` leaves nothing half-written.
+setting is another entry, and a killed `prepare` leaves nothing half-written. Opening reads the manifest and no volume
+(100,000 looks at a network disk take minutes); a volume is checked when a process first reads it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from lejepa_med.compute import spread
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.preprocess import CODE_VERSION
+from lejepa_med.data.whole_files import alone, cannot_write, is_partial, whole_file
+from lejepa_med.data.whole_files import file_digest as file_digest
+from lejepa_med.data.whole_files import write_atomically as write_atomically
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")
+"""Of every manifest. Those of format 1 have no more: each of their series is a group of its own."""
+ALL_COLUMNS = (*COLUMNS, "group_key", "bytes")
+_AGAIN = "run `prepare` again to rebuild it"
 
 
 @dataclass(frozen=True)
@@ -40,36 +52,47 @@ class CachedVolume:
     spacing_mm: tuple[float, ...] | None
 
 
-class Cache:
-    """A cache folder, opened for reading."""
+class Written(NamedTuple):
+    """What a stored entry is checked against."""
 
-    def __init__(self, folder: Path, preprocess: PreprocessSpec, table: pd.DataFrame) -> None:
-        self.folder, self.preprocess, self.table = folder, preprocess, table
+    sha256: str
+    bytes: int
+
+
+class Cache:
+    """A cache folder, opened for reading; `verify=False` leaves the bytes of volumes unchecked."""
+
+    def __init__(self, folder: Path, preprocess: PreprocessSpec, table: pd.DataFrame, verify: bool = True) -> None:
+        self.folder, self.preprocess, self.table, self.verifies = folder, preprocess, table, verify
         self._rows = {key: position for position, key in enumerate(table["series_key"])}
+        self._checked: set[str] = set()
 
     @classmethod
-    def open(cls, folder: Path) -> Cache:
-        """Raises DataError where there is no complete cache of this format."""
+    def open(cls, folder: Path, verify: bool = True) -> Cache:
+        """Raises DataError where there is no complete cache of this format, or its description is damaged."""
         preprocess = read_settings(folder)
         manifest = folder / "manifest.parquet"
         if preprocess is None or not manifest.exists():
             raise DataError(
                 f"cache {folder}: not a finished cache; make it with `lejepa-med prepare INDEX --out {folder}`"
             )
-        return cls(folder, preprocess, pd.read_parquet(manifest))
+        return cls(folder, preprocess, read_manifest(folder), verify)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def read(self, series_key: str) -> CachedVolume:
-        """One volume; nothing is read from disk until its voxels are used. Raises DataError if it is damaged."""
+        """One volume; its voxels are read from disk where they are used. Raises DataError if it is damaged."""
         row = self.table.iloc[self._rows[series_key]]
+        file = entry_path(self.folder, row["entry"])
         try:
-            array = np.load(entry_path(self.folder, row["entry"]), mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            raise DataError(
-                f"cache {self.folder}: series {series_key} is missing or damaged; run `prepare` again to rebuild it"
-            ) from None
+            if self.verifies and series_key not in self._checked:
+                if file_digest(file) != row["sha256"]:
+                    raise ValueError("changed")
+                self._checked.add(series_key)
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, OverflowError):
+            raise DataError(f"cache {self.folder}: series {series_key} is missing or damaged; {_AGAIN}") from None
         spacing = None if row["spacing_mm"] is None else tuple(float(side) for side in row["spacing_mm"])
         return CachedVolume(series_key, row["patient_key"], row["modality"], array, spacing)
 
@@ -85,24 +108,110 @@ class Cache:
             raise DataError(f"cache {self.folder}: no volume is of the kind asked for; found: {found}")
         return table.reset_index(drop=True)
 
-    def verify(self) -> Iterator[str]:
-        """Series keys whose bytes are missing or not those that were written."""
-        for series_key, entry, digest in zip(self.table.series_key, self.table.entry, self.table.sha256, strict=True):
-            path = entry_path(self.folder, entry)
-            if not path.exists() or file_digest(path) != digest:
-                yield series_key
+    def verify(self, compute: ComputeConfig | None = None) -> Iterator[str]:
+        """Series keys whose bytes are missing or not those that were written; in one process unless told otherwise."""
+        compute = compute or ComputeConfig(workers=1)
+        rows = zip(self.table.series_key, self.table.entry, self.table.sha256, strict=True)
+        for batch, whole in spread(partial(_are_whole, self.folder.resolve()), rows, compute, lambda row: False):
+            yield from (key for (key, _, _), good in zip(batch, whole, strict=True) if not good)
+
+    def strays(self) -> dict[str, list[str]]:
+        """Files that the manifest does not name: `unlisted` (entries made earlier), `partial`, `other`."""
+        listed = {entry_path(self.folder, entry).name for entry in self.table.entry}
+        found: dict[str, list[str]] = {"unlisted": [], "partial": [], "other": []}
+        for file in sorted((self.folder / "volumes").rglob("*")):
+            if file.is_file() and file.name not in listed:
+                is_entry = file.suffix == ".npy" and len(file.stem) == 32 and set(file.stem) <= set("0123456789abcdef")
+                kind = "partial" if is_partial(file.name) else "unlisted" if is_entry else "other"
+                found[kind].append(str(file.relative_to(self.folder)))
+        return found
 
     def stats(self) -> dict[str, object]:
         """Counts, bytes and the distribution of shapes."""
-        sizes = [entry_path(self.folder, entry).stat().st_size for entry in self.table.entry]
+        table = self.table
+        members = table.group_key.value_counts()
         return {
-            "volumes": len(self.table),
-            "patients": int(self.table.patient_key.nunique()),
-            "modalities": self.table.modality.value_counts().to_dict(),
-            "bytes": int(sum(sizes)),
-            "median_shape": np.median(np.array(self.table["shape"].tolist()), axis=0).tolist(),
+            "volumes": len(table),
+            "patients": int(table.patient_key.nunique()),
+            "studies": int(table.study_key.nunique()),
+            "groups": len(members),
+            "groups_of_near_duplicates": int((members > 1).sum()),
+            "modalities": table.modality.value_counts().to_dict(),
+            "sequences": table.sequence.replace("", "unknown").value_counts().to_dict(),
+            "bytes": self._bytes(),
+            "shapes": _quantiles(table["shape"].tolist()),
             "spacing_mm": list(self.preprocess.spacing_mm),
         }
+
+    def _bytes(self) -> int:
+        if (self.table["bytes"] >= 0).all():
+            return int(self.table["bytes"].sum())
+        files = (entry_path(self.folder, entry) for entry in self.table.entry)
+        return sum(file.stat().st_size for file in files if file.exists())
+
+
+def _are_whole(folder: Path, rows: list[tuple[str, str, str]]) -> list[bool]:
+    return [_is_whole(entry_path(folder, entry), digest) for _, entry, digest in rows]
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    try:
+        return file_digest(file) == digest
+    except OSError:
+        return False
+
+
+_SHARES = {"smallest": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "largest": 1.0}
+
+
+def _quantiles(shapes: list[Any]) -> dict[str, list[float]]:
+    """Quantiles of each side, for volumes and pictures apart."""
+    found = {}
+    for sides in sorted({len(shape) for shape in shapes}, reverse=True):
+        table = np.array([list(shape) for shape in shapes if len(shape) == sides])
+        for name, share in _SHARES.items():
+            found[f"{sides}d {name}"] = np.quantile(table, share, axis=0).tolist()
+    return found
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """The rows of a cache, those of earlier formats with what they did not know. Raises DataError if it is damaged."""
+    damaged = DataError(f"cache {folder}: manifest.parquet is damaged; {_AGAIN}")
+    try:
+        content, digests = (folder / "manifest.parquet").read_bytes(), _manifest_digests(folder)
+    except OSError:
+        raise damaged from None
+    if digests and hashlib.sha256(content).hexdigest() not in digests:
+        raise damaged
+    try:
+        table = pd.read_parquet(io.BytesIO(content))
+    except Exception:
+        raise damaged from None
+    if not set(COLUMNS) <= set(table.columns):
+        raise damaged
+    if "group_key" not in table:
+        table["group_key"] = table["series_key"]
+    if "bytes" not in table:
+        table["bytes"] = -1
+    return table
+
+
+def publish_manifest(folder: Path, table: pd.DataFrame) -> None:
+    """Replaces the manifest. At every moment, also after a kill, its checksum file knows the one that is there."""
+    buffer = io.BytesIO()
+    table[list(ALL_COLUMNS)].to_parquet(buffer, index=False)
+    manifest, checksum = folder / "manifest.parquet", folder / "manifest.parquet.sha256"
+    new = hashlib.sha256(buffer.getvalue()).hexdigest()
+    with alone(folder):
+        before = [file_digest(manifest)] if manifest.exists() else []
+        write_atomically(checksum, "".join(f"{digest}\n" for digest in [*before, new]).encode())
+        write_atomically(manifest, buffer.getvalue())
+        write_atomically(checksum, f"{new}\n".encode())
+
+
+def _manifest_digests(folder: Path) -> list[str]:
+    file = folder / "manifest.parquet.sha256"
+    return file.read_text(errors="replace").split() or ["none"] if file.exists() else []
 
 
 def read_settings(folder: Path) -> PreprocessSpec | None:
@@ -110,23 +219,41 @@ def read_settings(folder: Path) -> PreprocessSpec | None:
     file = folder / "cache.json"
     if not file.exists():
         return None
-    header = json.loads(file.read_text())
-    if header["version"] > FORMAT_VERSION:
-        raise DataError(f"cache {folder}: format {header['version']} is newer than this lejepa-med reads; upgrade it")
-    return PreprocessSpec.model_validate(header["preprocess"])
+    try:
+        content = file.read_bytes()
+        header = json.loads(content)
+        version, preprocess = header["version"], header["preprocess"]
+        if version > FORMAT_VERSION:
+            raise DataError(
+                f"cache {folder}: format {version} is newer than this lejepa-med reads; upgrade it, or the file "
+                "cache.json is damaged"
+            )
+        spec = PreprocessSpec.model_validate(preprocess)
+        if (version != 1 or "sha256" in header) and content != _header(preprocess):
+            raise ValueError("changed")
+    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        raise DataError(
+            f"cache {folder}: cache.json is damaged; restore it, or remove it and run `prepare` with the same settings"
+        ) from None
+    return spec
+
+
+def _header(preprocess: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256(json.dumps([FORMAT_VERSION, preprocess]).encode()).hexdigest()
+    return json.dumps({"version": FORMAT_VERSION, "preprocess": preprocess, "sha256": digest}, indent=1).encode()
 
 
 def write_settings(folder: Path, preprocess: PreprocessSpec) -> None:
     """Starts a cache, or checks that it was started with the same settings."""
     existing = read_settings(folder)
-    if existing is None:
-        (folder / "volumes").mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"version": FORMAT_VERSION, "preprocess": preprocess.model_dump()}, indent=1)
-        write_atomically(folder / "cache.json", text.encode())
-    elif existing != preprocess:
+    if existing is not None and existing != preprocess:
         old, new = existing.model_dump(), preprocess.model_dump()
         changed = "; ".join(f"{key} {old[key]} there, {new[key]} asked for" for key in old if old[key] != new[key])
         raise DataError(f"cache {folder}: made with other settings ({changed}); choose another --out")
+    content = _header(preprocess.model_dump(mode="json"))
+    (folder / "volumes").mkdir(parents=True, exist_ok=True)
+    if existing is None or (folder / "cache.json").read_bytes() != content:
+        write_atomically(folder / "cache.json", content)
 
 
 def entry_name(series_key: str, fingerprint: str, preprocess: PreprocessSpec) -> str:
@@ -139,24 +266,26 @@ def entry_path(folder: Path, entry: str) -> Path:
     return folder / "volumes" / entry[:2] / f"{entry}.npy"
 
 
-def write_entry(folder: Path, entry: str, array: NDArray[np.generic]) -> None:
+class _Hashing:
+    """A stream that knows the checksum of what went through it."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        self.size += len(content)
+        return int(self.stream.write(content))
+
+
+def write_entry(folder: Path, entry: str, array: NDArray[np.generic]) -> Written:
     """Stores one array atomically; several processes may write the same entry."""
     path = entry_path(folder, entry)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-    temporary.replace(path)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """A whole file or none."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    with whole_file(path) as stream:
+        hashing = _Hashing(stream)
+        np.save(hashing, array, allow_pickle=False)
+    return Written(hashing.digest.hexdigest(), hashing.size)

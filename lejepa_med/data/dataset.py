@@ -37,12 +37,13 @@ class Item:
 
 @runtime_checkable
 class Source(Protocol):
-    """Where items come from. `patients[i]` groups items that must not meet in a batch.
+    """Where items come from. `patients[i]` groups items that must not meet in a batch, `groups[i]` near duplicates.
 
     `patients_known` is False if each item stands for a patient only because nobody said whose it is.
     """
 
     patients: list[str]
+    groups: list[str]
     patients_known: bool
     keys: list[str]
 
@@ -59,6 +60,7 @@ class CacheSource:
         self.cache, self.plane = cache, plane
         self.keys = [str(key) for key in table["series_key"]]
         self.patients = [str(key) for key in table["patient_key"]]
+        self.groups = [str(key) for key in table["group_key"]] if "group_key" in table else self.keys
 
     def read(self, index: int, draw: torch.Generator) -> Item:
         volume = self.cache.read(self.keys[index])
@@ -84,6 +86,7 @@ class DatasetSource:
         self.keys = [f"item {number}" for number in range(len(dataset))]
         self.patients_known = patients is not None
         self.patients = self.keys if patients is None else number_patients(patients, len(dataset))
+        self.groups = self.keys
 
     def read(self, index: int, draw: torch.Generator) -> Item:
         del draw
@@ -109,6 +112,7 @@ class ListSource:
         self.keys = [item.key for item in items]
         self.patients_known = patients is not None
         self.patients = self.keys if patients is None else patients
+        self.groups = [str(number) for number in range(len(items))]  # several scans of one file share its key
         self.largest = tuple(max(sides) for sides in zip(*[item.array.shape[1:] for item in items], strict=True))
 
     def read(self, index: int, draw: torch.Generator) -> Item:
@@ -123,6 +127,7 @@ class Subset:
         self.source, self.indices = source, list(indices)
         self.patients_known = source.patients_known
         self.patients = [source.patients[index] for index in self.indices]
+        self.groups = [source.groups[index] for index in self.indices]
         self.keys = [source.keys[index] for index in self.indices]
 
     def read(self, index: int, draw: torch.Generator) -> Item:

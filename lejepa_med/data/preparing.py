@@ -2,27 +2,38 @@
 
 CACHE/manifest.parquet   what is there (see `cache`)
 CACHE/failures.csv       series_key, reason of what could not be prepared
+
+It runs in processes or on a cluster, is run again after a kill, and may run twice at once into one cache.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from joblib import Parallel, delayed
 
+from lejepa_med.compute import spread
 from lejepa_med.config import PrepareConfig
 from lejepa_med.data import cache as cache_store
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
+from lejepa_med.data.whole_files import DiskError, remove_abandoned, write_atomically
 from lejepa_med.errors import DataError
+from lejepa_med.spec import PreprocessSpec
 
-_BATCH = 16  # series handed to a process at a time
+_BATCH = 4  # series handed to a process at a time
+_DIED = "the process that prepared it died: too little memory, or a crash of a decoder"
+_DEFECT = "it could not be prepared, by a defect of lejepa-med; please report it"
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, the number of things done and their total."""
 
 
 @dataclass(frozen=True)
@@ -40,46 +51,44 @@ def prepare(
     index_dir: Path,
     out: Path,
     config: PrepareConfig,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
+    warn: Callable[[str], None] = lambda sentence: None,
 ) -> PrepareSummary:
     """Prepares every accepted and flagged series; run again after a kill, it goes on where it was.
 
     Raises:
-        DataError: the cache was made with other settings, or no series is left (the modalities found are named).
+        DataError: the cache was made with other settings, no series is left (the modalities found are named), or the
+            disk is full.
     """
-    archive = Archive.open(index_dir)
-    rows, left_out = _chosen(archive.rows(), config)
+    rows, left_out = _chosen(Archive.open(index_dir).rows(), config)
     cache_store.write_settings(out, config.preprocess)
+    remove_abandoned([out, *(out / "volumes").glob("??")])
     checksums = _checksums(out)
-    rows = rows.assign(known=[checksums.get(str(key), "") for key in rows["series_key"]])
+    rows["known"] = [checksums.get(str(key), "") for key in rows["series_key"]]
+    _warn_of_little_space(rows[rows["known"] == ""], out, config.preprocess, warn)
+    work = partial(_prepare_batch, index_dir.resolve(), out.resolve(), config.preprocess)
     done: list[dict[str, Any]] = []
-    batches = [rows.iloc[low : low + _BATCH] for low in range(0, len(rows), _BATCH)]
-    jobs = (delayed(_prepare_batch)(archive, batch, out, config) for batch in batches)
-    workers = config.compute.workers or -1
-    for results in Parallel(n_jobs=workers, return_as="generator")(jobs):
+    for _, results in spread(work, rows.to_dict("records"), config.compute, _lost, _BATCH):
+        if disk := next((result["disk"] for result in results if "disk" in result), ""):
+            raise DataError(f"cache {out}: {disk}")
         done += results
         progress("volumes", len(done), len(rows))
     table = pd.DataFrame(done)
     failed = table[table["reason"] != ""]
     table = table[table["reason"] == ""]
+    failures = failed[["series_key", "reason"]].sort_values("series_key").to_csv(index=False, lineterminator="\n")
+    write_atomically(out / "failures.csv", failures.encode())
+    counts = _counts(failed["reason"].str.split(":").str[0])  # numbers of single series come after a colon
     if table.empty:
-        raise DataError(
-            f"prepare: none of {len(rows)} series could be prepared ({', '.join(sorted(set(failed.reason)))})"
-        )
-    failures = failed[["series_key", "reason"]].to_csv(index=False, lineterminator="\n")
-    cache_store.write_atomically(out / "failures.csv", failures.encode())
-    temporary = out / ".manifest.parquet.partial"
-    table.sort_values("series_key")[list(cache_store.COLUMNS)].to_parquet(temporary, index=False)
-    temporary.replace(out / "manifest.parquet")
-    return PrepareSummary(
-        len(rows) + sum(left_out.values()), len(table), int(table["reused"].sum()), _counts(failed["reason"]), left_out
-    )
+        raise DataError(f"prepare: none of {len(rows)} series could be prepared ({', '.join(sorted(counts))})")
+    cache_store.publish_manifest(out, table.sort_values("series_key"))
+    return PrepareSummary(len(done) + sum(left_out.values()), len(table), int(table["reused"].sum()), counts, left_out)
 
 
 def _chosen(rows: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The rows to prepare, with their modality settled, and how many were left out for which reason."""
+    """The rows to prepare, with their modality and group settled, and how many were left out for which reason."""
     known = rows["modality"].where(rows["modality"] != "unknown", config.modality or "unknown")
-    rows = rows.assign(modality=known)
+    rows = rows.assign(modality=known, group_key=_groups(rows))
     reason = pd.Series("", index=rows.index)
     reason[rows["modality"] == "unknown"] = "modality unknown"
     if config.modalities is not None:
@@ -96,12 +105,21 @@ def _chosen(rows: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, di
     return rows[reason == ""].reset_index(drop=True), left_out
 
 
+def _groups(rows: pd.DataFrame) -> pd.Series[Any]:
+    """Near duplicates share a key; a series that the index puts in no group is one of its own."""
+    if "group_key" not in rows:
+        return rows["series_key"]
+    return rows["group_key"].where(rows["group_key"].fillna("") != "", rows["series_key"])
+
+
 def _checksums(out: Path) -> dict[str, str]:
     """Entry and SHA-256 of every series of an earlier `prepare` into the same cache."""
-    manifest = out / "manifest.parquet"
-    if not manifest.exists():
+    if not (out / "manifest.parquet").exists():
         return {}
-    table = pd.read_parquet(manifest, columns=["series_key", "entry", "sha256"])
+    try:
+        table = cache_store.read_manifest(out)
+    except DataError:
+        return {}
     return dict(zip(table["series_key"], table["entry"] + " " + table["sha256"], strict=True))
 
 
@@ -109,41 +127,81 @@ def _counts(words: pd.Series[Any]) -> dict[str, int]:
     return {str(word): int(count) for word, count in words.value_counts().items()}
 
 
-def _prepare_batch(archive: Archive, rows: pd.DataFrame, out: Path, config: PrepareConfig) -> list[dict[str, Any]]:
-    return [_prepare_one(archive, row, out, config) for row in rows.to_dict("records")]
+def _warn_of_little_space(rows: pd.DataFrame, out: Path, spec: PreprocessSpec, warn: Callable[[str], None]) -> None:
+    needed = sum(_stored_bytes(row, spec) for row in rows.to_dict("records"))
+    free = shutil.disk_usage(out).free
+    if needed > free:
+        warn(
+            f"prepare: {needed / 1e9:,.1f} GB may be needed (before air is cropped away) and {free / 1e9:,.1f} GB are "
+            f"free where {out} is; a full disk stops the work, and it can go on after making room"
+        )
 
 
-def _is_whole(path: Path, entry: str, known: str) -> bool:
-    """Whether an entry is there and, where its checksum is known, as it was written; else it is made again."""
-    if not path.exists():
-        return False
-    known_entry, _, checksum = known.partition(" ")
-    if known_entry == entry:
-        return cache_store.file_digest(path) == checksum
-    try:
-        np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return False
-    return True
+def _stored_bytes(row: dict[Any, Any], spec: PreprocessSpec) -> float:
+    """The most that a series can take in the cache, by the shape and spacing that the index knows."""
+    if row["modality"] == "image":
+        return float(spec.image_size**2)
+    sides, spacing = (np.array(str(row[name]).split(";"), dtype=float) for name in ("shape", "spacing_mm"))
+    voxels = float(np.prod(sides) * np.prod(spacing) / np.prod(spec.spacing_mm))
+    return voxels * (2 if row["modality"] == "ct" else 1)
 
 
-def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, config: PrepareConfig) -> dict[str, Any]:
+def _lost(row: dict[Any, Any]) -> dict[str, Any]:
+    return _result(row) | {"entry": "", "reason": _DIED, "reused": False}
+
+
+def _result(row: dict[Any, Any]) -> dict[str, Any]:
+    return {name: row.get(name, "") for name in cache_store.ALL_COLUMNS} | {"reason": ""}
+
+
+@lru_cache(maxsize=1)
+def _archive(index_dir: Path, stamp: int) -> Archive:
+    """The index, opened once per process and version."""
+    return Archive.open(index_dir)
+
+
+def _prepare_batch(
+    index_dir: Path, out: Path, preprocess: PreprocessSpec, rows: list[dict[Any, Any]]
+) -> list[dict[str, Any]]:
+    archive = _archive(index_dir, (index_dir / "series.parquet").stat().st_mtime_ns)
+    return [_prepare_one(archive, row, out, preprocess) for row in rows]
+
+
+def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, preprocess: PreprocessSpec) -> dict[str, Any]:
     """A manifest row; `reason` is empty unless it failed. No message of another library is passed on."""
     key = str(row["series_key"])
-    entry = cache_store.entry_name(key, archive.fingerprint(key), config.preprocess)
-    path = cache_store.entry_path(out, entry)
-    result = {name: row.get(name, "") for name in cache_store.COLUMNS} | {"entry": entry, "reason": ""}
-    reused = _is_whole(path, entry, row["known"])
-    if not reused:
-        try:
+    result = _result(row) | {"entry": "", "reused": False}
+    try:
+        entry = cache_store.entry_name(key, archive.fingerprint(key), preprocess)
+        shape, written = _known(out, entry, row["known"]), None
+        if shape is None:
             volume = archive.read(key)
-            prepared = prepare_volume(Volume(volume.array, volume.affine, row["modality"]), config.preprocess)
-        except DataError as error:
-            return result | {"reason": str(error).removeprefix(f"series {key}: "), "reused": False}
-        except MemoryError:
-            return result | {"reason": "too large for the memory of this machine", "reused": False}
-        cache_store.write_entry(out, entry, prepared.array)
-    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
-    spacing = None if row["modality"] == "image" else list(config.preprocess.spacing_mm)
-    digest = cache_store.file_digest(path)
-    return result | {"shape": list(shape), "spacing_mm": spacing, "sha256": digest, "reused": reused}
+            prepared = prepare_volume(Volume(volume.array, volume.affine, row["modality"]), preprocess)
+            del volume
+            shape, written = prepared.array.shape, cache_store.write_entry(out, entry, prepared.array)
+        else:
+            result["reused"] = True
+        path = cache_store.entry_path(out, entry)
+        digest, size = written or (cache_store.file_digest(path), path.stat().st_size)
+    except DiskError as error:
+        return result | {"reason": "disk", "disk": error.reason}
+    except DataError as error:
+        return result | {"reason": str(error).removeprefix(f"series {key}: ")}
+    except MemoryError:
+        return result | {"reason": "too large for the memory of this machine"}
+    except Exception:
+        return result | {"reason": _DEFECT}
+    spacing = None if row["modality"] == "image" else list(preprocess.spacing_mm)
+    return result | {"entry": entry, "shape": list(shape), "spacing_mm": spacing, "sha256": digest, "bytes": size}
+
+
+def _known(out: Path, entry: str, known: str) -> tuple[int, ...] | None:
+    """The shape of an entry that is there and, where its checksum is known, as it was written; else None."""
+    path = cache_store.entry_path(out, entry)
+    known_entry, _, checksum = known.partition(" ")
+    try:
+        if known_entry == entry and cache_store.file_digest(path) != checksum:
+            return None
+        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
+    except (OSError, ValueError, EOFError, SyntaxError, OverflowError):
+        return None

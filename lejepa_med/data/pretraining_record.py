@@ -3,6 +3,7 @@
 RUN/pretraining_series.csv
     series_key, patient_key    of every series; keys of an index (which compare within that index), or `item N` of data
                                that was given in Python, which tell nobody
+    group_key                  only if some are near duplicates of others, which batches treat as one
     origin                     only after init_from: `run`; `ancestor` for what the first weights had seen before it;
                                one row `unknown`, without keys, where that is not known
 """
@@ -19,16 +20,19 @@ from lejepa_med.errors import DataError
 
 FILE = "pretraining_series.csv"
 _KEYS = ["series_key", "patient_key"]
+_DRAWN_BY = [*_KEYS, "group_key"]
 
 
 def record_of(source: Source, init_from: Path | None) -> pd.DataFrame:
     """Rows of a run that trains on `source`, starting from weights of `init_from`."""
     own = pd.DataFrame({"series_key": source.keys, "patient_key": source.patients})
+    if len(set(source.groups)) < len(source.groups):
+        own["group_key"] = source.groups
     if init_from is None:
         return own
     before = _ancestors(init_from)
     before = before[~before["series_key"].isin(own["series_key"])]
-    return pd.concat([own.assign(origin="run"), before], ignore_index=True)
+    return pd.concat([own.assign(origin="run"), before], ignore_index=True).fillna("")
 
 
 def _ancestors(init_from: Path) -> pd.DataFrame:
@@ -69,11 +73,15 @@ def require_same_series(run: Path, record: pd.DataFrame) -> None:
     if not (run / FILE).exists():
         return
     before, now = (
-        table.loc[table["origin"] == "run", _KEYS].to_numpy().tolist()
+        _with_groups(table[table["origin"] == "run"])[_DRAWN_BY].to_numpy().tolist()
         for table in (read_record(run), record if "origin" in record else record.assign(origin="run"))
     )
     if before != now:
         raise DataError(
             f"run {run}: started on {len(before)} series that are not the {len(now)} there are now (another cache, "
-            "one that has grown, or an older version of lejepa-med); start a new run instead"
+            "one that has grown, other near duplicates, or an older version of lejepa-med); start a new run instead"
         )
+
+
+def _with_groups(table: pd.DataFrame) -> pd.DataFrame:
+    return table if "group_key" in table else table.assign(group_key=table["series_key"])

@@ -13,14 +13,18 @@ class StepSampler:
     """Batches in which a patient appears once wherever there are enough patients.
 
     Every epoch is a new permutation of the patients, cut into batches; what does not fill a batch waits for another
-    epoch. Of a patient with several items, one is drawn at random.
+    epoch. Of a patient one group is drawn at random, and of that group one item: `groups[i]` holds near duplicates
+    together (thin and thick slices of one acquisition), which would outvote the patient's other scans. Without
+    `groups` each item is one.
     """
 
-    def __init__(self, patients: Sequence[str], batch_size: int, seed: int) -> None:
-        members: dict[str, list[int]] = {}
-        for item, patient in enumerate(patients):
-            members.setdefault(patient, []).append(item)
-        self._members = [members[patient] for patient in sorted(members)]
+    def __init__(
+        self, patients: Sequence[str], batch_size: int, seed: int, groups: Sequence[str] | None = None
+    ) -> None:
+        members: dict[str, dict[object, list[int]]] = {}
+        for item, (patient, group) in enumerate(zip(patients, groups or range(len(patients)), strict=True)):
+            members.setdefault(patient, {}).setdefault(group, []).append(item)
+        self._members = [list(members[patient].values()) for patient in sorted(members)]
         self.batch_size, self.seed = batch_size, seed
 
     @property
@@ -37,11 +41,17 @@ class StepSampler:
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size] if per_epoch > 1 else order
         draws = torch.rand(self.batch_size, generator=generator("item", self.seed, step)).tolist()
         return [
-            self._members[patient][int(draw * len(self._members[patient]))]
-            for patient, draw in zip(chosen[: self.batch_size], draws, strict=True)
+            _drawn(self._members[patient], draw) for patient, draw in zip(chosen[: self.batch_size], draws, strict=True)
         ]
 
     def _permutation(self, epoch: int, round_number: int) -> list[int]:
         key = generator("epoch", self.seed, epoch, round_number)
         order: list[int] = torch.randperm(self.num_patients, generator=key).tolist()
         return order
+
+
+def _drawn(groups: list[list[int]], draw: float) -> int:
+    """One item by one number of [0, 1): its leading part chooses the group, the rest the item."""
+    place = draw * len(groups)
+    group = groups[int(place)]
+    return group[int((place - int(place)) * len(group))]

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import distributed
 import nibabel
 import numpy as np
 import pandas as pd
 import pytest
 
+from lejepa_med.compute import spread
 from lejepa_med.config import IndexSettings, PrepareConfig
 from lejepa_med.config.compute import ComputeConfig
+from lejepa_med.data import cache as cache_module
+from lejepa_med.data import preparing
 from lejepa_med.data.archive import index
-from lejepa_med.data.cache import Cache, entry_path, write_entry, write_settings
+from lejepa_med.data.cache import COLUMNS, Cache, entry_path, publish_manifest, write_entry, write_settings
+from lejepa_med.data.dataset import CacheSource
 from lejepa_med.data.preparing import PrepareSummary, prepare
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
+from lejepa_med.data.whole_files import remove_abandoned, whole_file, write_atomically
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
 
@@ -111,12 +121,14 @@ def test_workers_give_the_same_bytes(folder: Path) -> None:
 def test_after_a_kill_only_what_is_missing_is_made(folder: Path) -> None:
     before = entries(folder)
     victim = sorted((folder / "cache" / "volumes").rglob("*.npy"))[2]
-    victim.with_name(f".{victim.name}.123").write_bytes(victim.read_bytes()[:50])  # what a kill leaves
+    left_over = victim.with_name(f".{victim.name}.1f2e3d4c.partial")  # by a kill
+    left_over.write_bytes(victim.read_bytes()[:50])
     victim.unlink()
     (folder / "cache" / "manifest.parquet").unlink()
     with pytest.raises(DataError, match="not a finished cache"):
         Cache.open(folder / "cache")
     assert again(folder).reused == PATIENTS
+    assert not left_over.exists()
     after = entries(folder)
     assert {name: content for name, (content, _) in after.items()} == {n: c for n, (c, _) in before.items()}
     unchanged = [name for name in before if after[name] == before[name]]
@@ -207,8 +219,8 @@ def test_select_names_what_was_found(folder: Path) -> None:
 
 def test_newer_cache_is_refused(folder: Path) -> None:
     header = json.loads((folder / "cache" / "cache.json").read_text())
-    (folder / "cache" / "cache.json").write_text(json.dumps(header | {"version": 2}))
-    with pytest.raises(DataError, match="format 2 is newer than this lejepa-med reads; upgrade it"):
+    (folder / "cache" / "cache.json").write_text(json.dumps(header | {"version": 3}))
+    with pytest.raises(DataError, match="format 3 is newer than this lejepa-med reads; upgrade it"):
         Cache.open(folder / "cache")
 
 
@@ -219,3 +231,209 @@ def test_entries_are_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Object arrays"):
         write_entry(tmp_path, "ab13", np.array([object()]))
     assert not entry_path(tmp_path, "ab13").exists()
+
+
+def test_a_dask_cluster_gives_the_same_bytes(folder: Path) -> None:
+    with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
+        summary = prepare(folder / "index", folder / "dask", config(compute={"scheduler": cluster.scheduler_address}))
+    assert summary.prepared == PATIENTS + 1
+    assert contents(folder / "dask") == contents(folder / "cache")
+
+
+def contents(cache: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(cache)): file.read_bytes() for file in cache.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["cache.json", "manifest.parquet", "entry"])
+def test_any_flipped_byte_is_one_sentence(folder: Path, name: str) -> None:
+    cache = Cache.open(folder / "cache")
+    row = cache.table.iloc[2]
+    file = entry_path(cache.folder, row["entry"]) if name == "entry" else cache.folder / name
+    whole, random = file.read_bytes(), np.random.default_rng(0)
+    places = range(len(whole)) if name == "cache.json" else random.integers(0, len(whole), 120).tolist()
+    said = {
+        "cache.json": "cache.json is damaged",
+        "manifest.parquet": "manifest.parquet is damaged; run `prepare` again",
+        "entry": f"series {row['series_key']} is missing or damaged; run `prepare` again",
+    }
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= int(random.integers(1, 256))
+        file.write_bytes(damaged)
+        with pytest.raises(DataError, match=said[name]):
+            Cache.open(folder / "cache").read(row["series_key"])
+    file.write_bytes(whole)
+    Cache.open(folder / "cache").read(row["series_key"])
+
+
+def test_reading_checks_once_per_process_and_not_at_all_if_told(folder: Path) -> None:
+    cache = Cache.open(folder / "cache")
+    row = cache.table.iloc[0]
+    file = entry_path(cache.folder, row["entry"])
+    cache.read(row["series_key"])
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    cache.read(row["series_key"])
+    with pytest.raises(DataError, match="damaged"):
+        Cache.open(folder / "cache").read(row["series_key"])
+    assert Cache.open(folder / "cache", verify=False).read(row["series_key"]).array.size
+    assert list(cache.verify(ComputeConfig(workers=2))) == [row["series_key"]]
+
+
+def test_a_manifest_is_known_to_its_checksum_at_every_moment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever of the three files a kill prevents, the cache opens: with the old rows or the new."""
+    table = Cache.open(folder / "cache").table
+    for written in range(3):
+        publish_manifest(folder / "cache", table)
+        left = [written]
+
+        def stops(path: Path, content: bytes, left: list[int] = left) -> None:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            write_atomically(path, content)
+
+        monkeypatch.setattr(cache_module, "write_atomically", stops)
+        with pytest.raises(KeyboardInterrupt):
+            publish_manifest(folder / "cache", table.iloc[:3])
+        monkeypatch.undo()
+        assert len(Cache.open(folder / "cache")) == (3 if written == 2 else 5)
+
+
+def test_a_cache_of_the_first_format_opens(folder: Path) -> None:
+    """It knows neither groups nor sizes, and its settings have no checksum."""
+    path = folder / "cache"
+    stats = Cache.open(path).stats()
+    header = json.loads((path / "cache.json").read_text())
+    old = {"version": 1, "preprocess": {k: v for k, v in header["preprocess"].items() if k != "max_upsampling"}}
+    (path / "cache.json").write_text(json.dumps(old, indent=1))
+    pd.read_parquet(path / "manifest.parquet")[list(COLUMNS)].to_parquet(path / "manifest.parquet", index=False)
+    (path / "manifest.parquet.sha256").unlink()
+    cache = Cache.open(path)
+    assert cache.table["group_key"].tolist() == cache.table["series_key"].tolist()
+    assert cache.stats() == stats and list(cache.verify()) == []
+    again(folder)
+    assert Cache.open(path).table["bytes"].min() > 0
+
+
+def test_groups_of_near_duplicates_reach_the_cache(folder: Path) -> None:
+    table = pd.read_parquet(folder / "index" / "series.parquet")
+    used = table[table["verdict"] != "rejected"]
+    twins = used.groupby("patient_key")["series_key"].transform("count") == 2
+    group = pd.Series("", index=table.index)
+    group[twins[twins].index] = "twins"
+    table.assign(group_key=group).to_parquet(folder / "index" / "series.parquet", index=False)
+    again(folder)
+    cache = Cache.open(folder / "cache")
+    assert cache.table["group_key"].value_counts()["twins"] == 2
+    alone = cache.table[cache.table["group_key"] != "twins"]
+    assert alone["group_key"].tolist() == alone["series_key"].tolist()
+    stats = cache.stats()
+    assert (stats["groups"], stats["groups_of_near_duplicates"]) == (PATIENTS, 1)
+    assert CacheSource(cache, cache.table).groups == cache.table["group_key"].tolist()
+
+
+def test_stats(folder: Path) -> None:
+    cache = Cache.open(folder / "cache")
+    stats, shapes = cache.stats(), np.array(cache.table["shape"].tolist())
+    assert (stats["studies"], stats["modalities"]) == (cache.table["study_key"].nunique(), {"mri": 5})
+    assert sum(stats["sequences"].values()) == 5
+    assert stats["shapes"]["3d median"] == np.median(shapes, axis=0).tolist()
+    assert stats["shapes"]["3d largest"] == shapes.max(0).tolist()
+
+
+def test_strays_are_named(folder: Path) -> None:
+    cache = Cache.open(folder / "cache")
+    assert cache.strays() == {"unlisted": [], "partial": [], "other": []}
+    old = "volumes/ab/" + "ab" * 16 + ".npy"
+    for name in (old, "volumes/ab/.x.npy.00000000.partial", "volumes/notes.txt"):
+        (cache.folder / name).parent.mkdir(exist_ok=True)
+        (cache.folder / name).write_bytes(b"x")
+    assert cache.strays() == {
+        "unlisted": [old],
+        "partial": ["volumes/ab/.x.npy.00000000.partial"],
+        "other": ["volumes/notes.txt"],
+    }
+
+
+def test_a_partial_file_of_a_living_writer_stays(tmp_path: Path) -> None:
+    (tmp_path / ".dead.npy.00000000.partial").write_bytes(b"x")
+    with whole_file(tmp_path / "alive.npy") as stream:
+        stream.write(b"content")
+        assert remove_abandoned([tmp_path]) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["alive.npy"]
+    assert (tmp_path / "alive.npy").read_bytes() == b"content"
+
+
+def test_a_full_disk_stops_with_a_sentence_and_the_next_run_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = contents(folder / "cache")
+    shutil.rmtree(folder / "cache")
+    calls = [0]
+    save = np.save
+
+    def fills_up(stream: Any, array: np.ndarray, **options: Any) -> None:
+        calls[0] += 1
+        if calls[0] > 2:
+            stream.write(array.tobytes()[:100])
+            raise OSError(errno.ENOSPC, "No space left on device", "/secret/path")
+        save(stream, array, **options)
+
+    monkeypatch.setattr(np, "save", fills_up)
+    with pytest.raises(
+        DataError, match=r"^cache .*: the disk is full \(.* MB free.*run the same command again$"
+    ) as caught:
+        again(folder)
+    assert "secret" not in str(caught.value)
+    assert len(entries(folder)) == 2
+    assert not list((folder / "cache").rglob("*.partial"))
+    monkeypatch.undo()
+    assert again(folder).reused == 2
+    assert contents(folder / "cache") == expected
+
+
+def test_little_space_is_said_before(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    prepare(folder / "index", folder / "other", config(), warn=said.append)
+    assert said == []
+    usage = shutil.disk_usage(folder)._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    prepare(folder / "index", folder / "third", config(), warn=said.append)
+    assert len(said) == 1 and "may be needed" in said[0]
+    prepare(folder / "index", folder / "third", config(), warn=said.append)
+    assert len(said) == 1  # everything is there already
+
+
+def test_a_scan_that_kills_its_process_costs_itself_alone(folder: Path) -> None:
+    """A worker dies on one volume, by whatever cause: here a preprocessing step that ends its process."""
+    rows, _ = preparing._chosen(Archive.open(folder / "index").rows(), config())
+    victim = rows["series_key"][1]
+    results = [
+        result
+        for _, batch in spread(
+            partial(dies_on, victim), rows.to_dict("records"), ComputeConfig(workers=2), preparing._lost, batch_size=1
+        )
+        for result in batch
+    ]
+    reasons = {result["series_key"]: result["reason"] for result in results}
+    assert reasons.pop(victim) == "the process that prepared it died: too little memory, or a crash of a decoder"
+    assert set(reasons.values()) == {""}
+
+
+def dies_on(victim: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if any(row["series_key"] == victim for row in rows):
+        os._exit(9)
+    return [preparing._result(row) for row in rows]
+
+
+def test_a_defect_is_a_row_without_a_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(volume: Volume, spec: PreprocessSpec) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(preparing, "prepare_volume", breaks)
+    with pytest.raises(DataError, match="none of 5 series could be prepared") as caught:
+        prepare(folder / "index", folder / "other", config())
+    assert "secret" not in str(caught.value)
+    failures = pd.read_csv(folder / "other" / "failures.csv")
+    assert failures["reason"].nunique() == 1 and "report it" in failures["reason"][0]

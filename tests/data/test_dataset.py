@@ -20,9 +20,11 @@ from lejepa_med.data.dataset import (
     Item,
     ListSource,
     StepDataset,
+    Subset,
     base_crop,
     split_monitored,
 )
+from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.errors import DataError
 from lejepa_med.randomness import generator
@@ -72,6 +74,42 @@ def test_series_of_a_patient_are_drawn_evenly() -> None:
     seen = Counter(item for step in range(600) for item in sampler.batch(step))
     assert seen[3] == 600
     assert stats.chisquare([seen[0], seen[1], seen[2]]).pvalue > 1e-3
+
+
+def test_six_reconstructions_of_one_scan_count_once() -> None:
+    groups = ["one"] * 6 + ["other"]
+    sampler = StepSampler(["a"] * 7, 1, seed=0, groups=groups)
+    seen = Counter(item for step in range(3000) for item in sampler.batch(step))
+    assert stats.binomtest(seen[6], 3000, 0.5).pvalue > 1e-3
+    assert stats.chisquare([seen[item] for item in range(6)]).pvalue > 1e-3
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(1, 6), st.integers(0, 50))
+def test_items_that_are_their_own_groups_are_drawn_as_without_groups(owners: list[int], size: int, step: int) -> None:
+    patients = [f"p{owner}" for owner in owners]
+    plain = StepSampler(patients, size, 3)
+    assert plain.batch(step) == StepSampler(patients, size, 3, [f"g{n}" for n in range(len(owners))]).batch(step)
+    assert plain.batch(step) == StepSampler(patients, size, 3, patients).batch(step)  # one group: the same draw
+
+
+def test_groups_follow_their_items_into_a_subset() -> None:
+    source = ListSource([item(np.zeros((2, 2)))] * 4, ["a", "a", "b", "b"])
+    source.groups = ["x", "x", "y", "z"]
+    assert Subset(source, [1, 3]).groups == ["x", "z"]
+
+
+def test_a_run_cannot_go_on_with_other_groups(tmp_path: Path) -> None:
+    source = ListSource([item(np.zeros((2, 2)))] * 3, ["a", "a", "b"])
+    source.keys = ["s0", "s1", "s2"]
+    write_record(tmp_path, record_of(source, None))
+    assert list(pd.read_csv(tmp_path / "pretraining_series.csv").columns) == ["series_key", "patient_key"]
+    require_same_series(tmp_path, record_of(source, None))
+    source.groups = ["g", "g", "h"]
+    record = record_of(source, None)
+    assert record["group_key"].tolist() == ["g", "g", "h"]
+    with pytest.raises(DataError, match="other near duplicates"):
+        require_same_series(tmp_path, record)
 
 
 def test_seed_and_step_matter() -> None:

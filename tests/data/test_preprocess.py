@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from lejepa_med.data.preprocess import body_mask, bounding_box, prepare_volume, reorient, resample
+from lejepa_med.data.foreground import body_mask, bounding_box
+from lejepa_med.data.preprocess import prepare_volume, reorient
+from lejepa_med.data.regridding import resample
 from lejepa_med.data.volume import Volume
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec

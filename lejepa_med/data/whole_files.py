@@ -1,0 +1,140 @@
+"""Files that are whole or not there, written by any number of processes at once, on one machine or several.
+
+    DIR/.NAME.1f2e3d4c.partial    while it is written, locked by its writer; renamed to DIR/NAME when it is whole
+
+The kernel frees the lock of a killed process: a partial file that nobody has locked is rubbish, and the next run
+removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from lejepa_med.errors import DataError
+
+_SUFFIX = ".partial"
+_ABANDONED_S = 24 * 3600  # where locks do not work, a partial file of this age is rubbish
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskError(DataError):
+    """A folder that cannot be written; `reason` is the sentence without the folder."""
+
+    def __init__(self, folder: Path, reason: str) -> None:
+        super().__init__(f"{folder}: {reason}")
+        self.reason = reason
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes appear under `path` at the end, all at once; after an error there is nothing.
+
+    Raises:
+        DiskError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
+    try:
+        with _locked(temporary) as stream:
+            yield stream
+            stream.flush()
+            temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A whole file or none."""
+    with whole_file(path) as stream:
+        stream.write(content)
+
+
+def cannot_write(folder: Path, error: OSError) -> DiskError:
+    """The sentence for an error while writing into a folder."""
+    if error.errno in _FULL:
+        try:
+            free = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB free, or a quota is used up"
+        except OSError:
+            free = "or a quota is used up"
+        return DiskError(
+            folder, f"the disk is full ({free}); what is written stays: make room and run the same command again"
+        )
+    reason = os.strerror(error.errno).lower() if error.errno else "input/output error"
+    return DiskError(folder, f"cannot be written ({reason}); change its rights, or choose another --out")
+
+
+def remove_abandoned(folders: Iterable[Path]) -> int:
+    """Removes partial files whose writer is gone; returns how many."""
+    removed = 0
+    for folder in folders:
+        for entry in _hidden(folder):
+            if is_partial(entry.name) and _is_abandoned(entry):
+                entry.unlink(missing_ok=True)
+                removed += 1
+    return removed
+
+
+def is_partial(name: str) -> bool:
+    return name.startswith(".") and name.endswith(_SUFFIX)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process is in here with the same folder; without effect where locks do not work."""
+    with (folder / ".lock").open("ab") as stream:
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _locked(temporary: Path) -> Iterator[BinaryIO]:
+    """A new file, locked; made again if a cleaner took it for rubbish before the lock was there."""
+    while True:
+        stream = temporary.open("wb")
+        with contextlib.suppress(OSError):
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if os.fstat(stream.fileno()).st_nlink:
+            break
+        stream.close()
+    with stream:
+        yield stream
+
+
+def _hidden(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(entry.path) for entry in entries if entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _is_abandoned(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+            except OSError:
+                return time.time() - file.stat().st_mtime > _ABANDONED_S
+            return os.fstat(stream.fileno()).st_nlink > 0
+    except OSError:
+        return False
