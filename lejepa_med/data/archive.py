@@ -62,7 +62,7 @@ def index(
 
     Raises `DataError` for a path that does not exist, and where no file is a scan (nothing is written then).
     """
-    found = walk(paths, skip=out)
+    found = list(walk(paths, skip=out))
     headers = HeaderCache(out)
     examined, files_read = _examine(found, headers, settings.compute.workers, progress)
     if not any(outcome.frames or outcome.volumes for _, outcome in examined):
