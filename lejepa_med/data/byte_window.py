@@ -34,25 +34,19 @@ class Descriptor:
         return os.pread(self.number, max(0, min(count, self.size - start)), start)
 
 
-class Window(io.RawIOBase):
-    """`size` bytes of a file from `start` on, as a file."""
+class _ReadOnly(io.RawIOBase):
+    """What both kinds of file have in common: a size that is known, and a place in it."""
 
-    def __init__(self, file: Descriptor, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._place = file, start, max(0, min(size, file.size - start)), 0
+    name, mode = "", "rb"
+
+    def __init__(self, size: int) -> None:
+        self._size, self._place = size, 0
 
     def readable(self) -> bool:
         return True
 
     def seekable(self) -> bool:
         return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._size - self._place))
-        data = self._file.read(self._start + self._place, count)
-        view[: len(data)] = data
-        self._place += len(data)
-        return len(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._place = _sought(offset, whence, self._place, self._size)
@@ -62,24 +56,35 @@ class Window(io.RawIOBase):
         return self._place
 
 
+class Window(_ReadOnly):
+    """`size` bytes of a file from `start` on, as a file."""
+
+    def __init__(self, file: Descriptor, start: int, size: int) -> None:
+        super().__init__(max(0, min(size, file.size - start)))
+        self._file, self._start = file, start
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._place))
+        data = self._file.read(self._start + self._place, count)
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
 class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int) -> bytes: ...
 
 
-class Inflated(io.RawIOBase):
+class Inflated(_ReadOnly):
     """A deflated or bzip2 stretch of a file, `size` bytes when unpacked; damage is an `OSError`."""
 
     def __init__(self, packed: Window, method: str, size: int, crc: int) -> None:
-        self._packed, self._size, self._crc = packed, size, crc
+        super().__init__(size)
+        self._packed, self._crc = packed, crc
         self._decompressor: _Decompressor = zlib.decompressobj(-15) if method == "deflate" else bz2.BZ2Decompressor()
         self._unpacked = tempfile.SpooledTemporaryFile(_IN_MEMORY)  # noqa: SIM115  (closed by `close`)
-        self._known, self._sum, self._place, self._rest = 0, 0, 0, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
+        self._known, self._sum, self._rest = 0, 0, b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         view = memoryview(buffer).cast("B")
@@ -91,13 +96,6 @@ class Inflated(io.RawIOBase):
         view[: len(data)] = data
         self._place += len(data)
         return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = _sought(offset, whence, self._place, self._size)
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
 
     def close(self) -> None:
         if hasattr(self, "_unpacked"):

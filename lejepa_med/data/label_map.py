@@ -22,7 +22,7 @@ FEW_AGREEMENT = 0.25
 """The same over all voxels where values are few; counts of a PET scan agree by chance in 20 % at most."""
 SPARSE = 0.01
 """Few values on less than this share of the voxels are lesions, also where each is a voxel or two."""
-LAYERED = 0.9
+LAYERED = 0.8
 """Share of borders between values that are next to each other, from which many values are an image ..."""
 ISLAND = 0.5
 """... unless the median value has this share of its borders with the background, as numbered vertebrae have."""

@@ -84,7 +84,7 @@ def split(path: str) -> tuple[str, str] | None:
 def open_archive(path: str) -> Packed:
     """An archive, from this process's few open ones or opened anew; raises OSError where the file cannot be opened."""
     status = Path(path).stat()
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     with _lock:
         kept = _open.get(path)
         if kept is None or kept[0] != state:
@@ -99,7 +99,7 @@ def open_archive(path: str) -> Packed:
         return kept[1]
 
 
-_State = tuple[int, int, int, int]
+_State = tuple[int, ...]
 _open: OrderedDict[str, tuple[_State, Packed]] = OrderedDict()
 _lock = threading.Lock()
 

@@ -92,7 +92,7 @@ def members(file: Descriptor) -> tuple[dict[str, Member], str]:
         source: Any = Directory(file, _LONGEST_HEADER)
         archive: Any = tarfile.TarFile(fileobj=source, encoding="utf-8", errors="surrogateescape")
         with archive:
-            info = archive.firstmember
+            info = archive.next()
             while info is not None:
                 if archive.offset <= place or info.size < 0:  # made to go round for ever
                     problem = "unreadable"

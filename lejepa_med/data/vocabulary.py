@@ -14,7 +14,7 @@ VERDICTS: dict[str, str] = {
 }
 
 FILE_REASONS: dict[str, str] = {
-    "empty_file": "0 bytes",
+    "empty_file": "0 bytes, or an archive without files",
     "permission_denied": "the file or folder may not be read",
     "symlink_loop": "a link that leads back to a folder above it",
     "broken_link": "a link to nothing",
@@ -22,9 +22,9 @@ FILE_REASONS: dict[str, str] = {
     "unreadable_name": "a file name that is not UTF-8",
     "special_file": "a device, pipe or socket",
     "not_a_scan": "no DICOM, NIfTI or image",
-    "packed": "a zip or tar archive; unpack it first",
+    "packed": "an archive inside an archive, or of a kind that is not read in place (7z, rar, ...); unpack it first",
     "unsupported_format": "a scan format that is not read (NRRD, MetaImage, MGH, Analyze pairs, MINC)",
-    "unreadable": "looks like a scan, but its header cannot be read",
+    "unreadable": "looks like a scan, an archive or a folder, but cannot be read",
     "truncated": "the file ends before its pixels do",
     "dicomdir": "a DICOM directory file",
     "structured_report": "DICOM SR",
@@ -39,6 +39,8 @@ FILE_REASONS: dict[str, str] = {
     "no_pixels": "an image header without pixels",
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",
+    "encrypted": "a member of an archive with a password",
+    "too_large": "claims more than any scan holds, or unpacks to over 1,000 times its size",
 }
 
 VOLUME_REASONS: dict[str, str] = {
@@ -84,6 +86,7 @@ FLAGS: dict[str, str] = {
     "spacing_suspect": "a voxel side under 0.05 or over 20 mm",
     "intensity_scaled": "stored values were scaled by the NIfTI header",
     "mosaic": "tiles of a Siemens mosaic",
+    "nan_filled": "NaN outside the body, or in at most 0.1 % of the voxels, set to the lowest value",
 }
 
 SEQUENCES = (
