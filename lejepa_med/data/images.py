@@ -5,9 +5,12 @@ Each page of a TIFF is an image of its own. What a header claims is checked befo
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +25,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 MAX_PIXELS = 1 << 27
 """Of one image; the largest radiographs have a quarter of that. A page that claims more is `too_large`."""
 MAX_PIXELS_OF_FILE = 1 << 30
+_SMALL_PIXELS = 1 << 24
+_PIXELS_PER_BYTE = 8192  # no compression of these formats stands for more, but for empty pages of fax
 _FORMATS = ("PNG", "JPEG", "TIFF")  # whatever the name says, nothing reaches Pillow's other readers
+_stderr_lock = threading.Lock()
 _GREY_MODES = ("1", "L", "I", "F", "I;16", "I;16B", "I;16L")
 
 
 def look(path: Path) -> list[FileVolume]:
     """The pages of an image file; raises `BadFile`."""
-    with _opened(path) as image:
+    with _opened(path) as (image, size):
         pages, described, pixels = _num_pages(image), [], 0
         for page in range(pages):
-            array = _grey(image, page)
+            array = _grey(image, page, size)
             pixels += array.size
             if pixels > MAX_PIXELS_OF_FILE:
                 raise BadFile("too_large")
@@ -41,22 +47,23 @@ def look(path: Path) -> list[FileVolume]:
 
 def read(path: Path, part: int) -> Volume:
     """One page of an image file; raises `BadFile`."""
-    with _opened(path) as image:
+    with _opened(path) as (image, size):
         if part >= _num_pages(image):
             raise BadFile("truncated")
-        return Volume(_grey(image, part), np.eye(4), "image")
+        return Volume(_grey(image, part, size), np.eye(4), "image")
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image before decoding; whatever goes wrong then becomes a `BadFile`."""
+def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
+    """The image before decoding, and the size of its file; whatever goes wrong then becomes a `BadFile`."""
     reason = "unreadable"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with storage.open_binary(path) as file, Image.open(file, formats=_FORMATS) as image:
                 reason = "truncated"
-                yield image
+                with _silent_libtiff() if image.format == "TIFF" else nullcontext():
+                    yield image, storage.size(path)
         except BadFile:
             raise
         except PermissionError:
@@ -67,6 +74,21 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise BadFile(reason) from None
 
 
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """libtiff writes what it thinks of damaged files to the process's stderr, past Python, and has no switch."""
+    with _stderr_lock, Path(os.devnull).open("wb") as nowhere:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        kept = os.dup(2)
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _num_pages(image: Image.Image) -> int:
     pages = int(getattr(image, "n_frames", 1))
     if pages > MAX_PARTS:
@@ -74,10 +96,13 @@ def _num_pages(image: Image.Image) -> int:
     return pages
 
 
-def _grey(image: Image.Image, page: int) -> NDArray[np.generic]:
+def _grey(image: Image.Image, page: int, size: int) -> NDArray[np.generic]:
     image.seek(page)
-    if image.width * image.height > MAX_PIXELS:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
         raise BadFile("too_large")
+    if pixels > max(_SMALL_PIXELS, _PIXELS_PER_BYTE * size) and image.mode != "1":
+        raise BadFile("truncated")
     if image.mode == "1":
         return np.asarray(image.convert("L"))
     if image.mode in _GREY_MODES:

@@ -59,14 +59,15 @@ def look(path: Path) -> list[FileVolume]:
     """The volumes of a file, one per part; raises `BadFile`. Never holds more than one part."""
     with _opened(path) as (stream, longest):
         header = _header(stream, longest)
-        found = []
-        for part in range(header.parts):
-            array, filled = without_nan(_voxels(stream, header))
-            volume = describe(array, header.affine, part, header.parts)
-            flags = (*header.flags, "nan_filled") if filled else header.flags
-            found.append(dataclasses.replace(volume, flags=flags))
+        found = [_described(stream, header, part) for part in range(header.parts)]
         _check_sum(stream)
     return found
+
+
+def _described(stream: io.BufferedIOBase, header: _Header, part: int) -> FileVolume:
+    array, filled = without_nan(_voxels(stream, header))
+    volume = describe(array, header.affine, part, header.parts)
+    return dataclasses.replace(volume, flags=(*header.flags, "nan_filled") if filled else header.flags)
 
 
 def read(path: Path, part: int, modality: str) -> Volume:

@@ -25,7 +25,7 @@ def members(file: Descriptor) -> tuple[dict[str, Member], str]:
         return {}, "unreadable"
     names, found = Names(), {}
     for info in listed:
-        if info.is_dir() and not info.file_size:
+        if info.filename.endswith("/") and not info.file_size:
             continue
         name = names.unique(info.filename.replace("\\", "/"))
         member = _member(info, file.size)
