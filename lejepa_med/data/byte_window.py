@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from typing import Protocol
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 15
 _IN_MEMORY = 32 << 20
 """Bytes of an unpacked member that are kept in memory; more go to a temporary file without a name."""
 

@@ -110,11 +110,15 @@ def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int]]:
 
 def _header(stream: io.BufferedIOBase, longest: int) -> _Header:
     """The header, its claims checked, and the stream at the first voxel."""
-    kind, block = _kind(stream.read(540))
+    try:
+        start = stream.read(540)
+    except EOFError:  # not even a header
+        raise BadFile("unreadable") from None
+    kind, block = _kind(start)
     try:
         header: Any = kind(block)
         shape = tuple(int(size) for size in header.get_data_shape())
-        stored, start = header.get_data_dtype(), float(header["vox_offset"])
+        stored, offset = header.get_data_dtype(), float(header["vox_offset"])
         scaling = _scaling(header)
         affine, flags = geometry(header)
     except BadFile:
@@ -122,8 +126,8 @@ def _header(stream: io.BufferedIOBase, longest: int) -> _Header:
     except Exception:  # nibabel has many ways to dislike a header
         raise BadFile("unreadable") from None
     first = kind.single_vox_offset
-    start = float(first) if start == 0 else start  # written by programs that mean "right after the header"
-    if len(shape) < 2 or min(shape) < 1 or not first <= start < 2**53:
+    offset = float(first) if offset == 0 else offset  # written by programs that mean "right after the header"
+    if len(shape) < 2 or min(shape) < 1 or not first <= offset < 2**53:
         raise BadFile("unreadable")
     if stored.names is not None:
         raise BadFile("colour")
@@ -134,7 +138,7 @@ def _header(stream: io.BufferedIOBase, longest: int) -> _Header:
     parts = 1
     for size in shape[3:]:
         parts *= size
-    described = _Header(int(start), (*shape[:3], 1)[:3], parts, stored, scaling, affine, flags)
+    described = _Header(int(offset), (*shape[:3], 1)[:3], parts, stored, scaling, affine, flags)
     _check_claims(described, longest)
     stream.seek(described.offset)
     return described
