@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_LABELS = 256
-CERTAIN_LABELS = 8
-"""Integer data with at most this many values are labels whatever they look like."""
-LABEL_AGREEMENT = 0.5
-"""Share of equal neighbours inside the non-zero region from which integer data are labels."""
+from lejepa_med.data.label_map import looks_like_labels
+
+MAX_VOXELS = 1 << 31
+"""Of one volume: 8 GiB in 32 bits, more than any scanner makes; a larger claim is `too_large`."""
+MAX_PARTS = 10_000
+"""Volumes or pages in one file; a file that claims more is `too_large`."""
+MAX_NAN_SHARE = 0.001
+MIN_NAN_SHARE_OF_FACES = 0.5
 
 
 class BadFile(Exception):  # noqa: N818  (an outcome, not an error)
@@ -40,18 +43,21 @@ class FileVolume:
 
 
 def describe(array: NDArray[np.generic], affine: NDArray[np.float64], part: int, num_parts: int) -> FileVolume:
-    """The facts on one array in real units."""
+    """The facts on one array in real units; makes no copy of it."""
     problem, low, high = "", 0.0, 0.0
     if np.iscomplexobj(array):
         problem = "complex_values"
-    elif not np.isfinite(array).all():
-        problem = "not_finite"
     else:
-        low, high = float(array.min()), float(array.max())
-        problem = "constant" if low == high else ""
+        with np.errstate(invalid="ignore"):
+            lowest, highest = float(array.min()), float(array.max())
+        if not np.isfinite([lowest, highest]).all():  # NaN anywhere makes both NaN
+            problem = "not_finite"
+        else:
+            low, high = lowest, highest
+            problem = "constant" if low == high else ""
     digest = hashlib.blake2b(np.ascontiguousarray(affine).tobytes(), digest_size=16)
     digest.update(str((array.shape, array.dtype.str)).encode())
-    digest.update(np.ascontiguousarray(array).data)
+    digest.update(np.ascontiguousarray(array.T if array.flags.f_contiguous else array).data)
     return FileVolume(
         part=part,
         num_parts=num_parts,
@@ -66,34 +72,23 @@ def describe(array: NDArray[np.generic], affine: NDArray[np.float64], part: int,
     )
 
 
-def looks_like_labels(array: NDArray[np.generic]) -> bool:
-    """Whether voxels are class numbers: few distinct integers, and neighbours mostly equal.
+def without_nan(array: NDArray[np.generic]) -> tuple[NDArray[np.generic], bool]:
+    """The array with the lowest value in place of NaN where NaN means "nothing here", and whether there was any.
 
-    An intensity image that happens to be stored in 8 bits has many values and few equal neighbours.
+    That is so where it fills half of the outer faces (a masked scan), or at most one voxel in a thousand (a division
+    by zero); elsewhere, and beside infinite values, NaN stays and the volume is `not_finite`.
     """
-    if not _integer_valued(array[tuple(slice(None, None, max(1, size // 16)) for size in array.shape)]):
-        return False
-    if not _integer_valued(array):
-        return False
-    values = np.unique(array)
-    if len(values) > MAX_LABELS or values[0] < -1:
-        return False
-    if len(values) <= CERTAIN_LABELS:
-        return True
-    # Pictures have large areas of one grey (paper, collimators); only volumes are judged by their neighbours.
-    return array.ndim > 2 and _agreement(array) >= LABEL_AGREEMENT
-
-
-def _integer_valued(array: NDArray[np.generic]) -> bool:
-    return bool(array.dtype.kind in "iub" or (array.dtype.kind == "f" and (np.trunc(array) == array).all()))
-
-
-def _agreement(array: NDArray[np.generic]) -> float:
-    equal = total = 0
-    for axis in range(array.ndim):
-        first = np.take(array, range(array.shape[axis] - 1), axis)
-        second = np.take(array, range(1, array.shape[axis]), axis)
-        inside = (first != 0) | (second != 0)
-        equal += int(((first == second) & inside).sum())
-        total += int(inside.sum())
-    return equal / max(1, total)
+    if array.dtype.kind != "f":
+        return array, False
+    with np.errstate(invalid="ignore"):
+        if not np.isnan(array.min()):
+            return array, False
+    missing = np.isnan(array)
+    present = array[~missing]
+    if not present.size or not np.isfinite(present).all():
+        return array, False
+    faces = np.concatenate([missing.take([0, -1], axis).ravel() for axis in range(array.ndim)])
+    if missing.mean() > MAX_NAN_SHARE and faces.mean() < MIN_NAN_SHARE_OF_FACES:
+        return array, False
+    array[missing] = present.min()
+    return array, True

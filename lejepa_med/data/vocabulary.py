@@ -14,7 +14,7 @@ VERDICTS: dict[str, str] = {
 }
 
 FILE_REASONS: dict[str, str] = {
-    "empty_file": "0 bytes",
+    "empty_file": "0 bytes, or an archive without files",
     "permission_denied": "the file or folder may not be read",
     "symlink_loop": "a link that leads back to a folder above it",
     "broken_link": "a link to nothing",
@@ -22,9 +22,9 @@ FILE_REASONS: dict[str, str] = {
     "unreadable_name": "a file name that is not UTF-8",
     "special_file": "a device, pipe or socket",
     "not_a_scan": "no DICOM, NIfTI or image",
-    "packed": "a zip or tar archive; unpack it first",
+    "packed": "an archive inside an archive, or of a kind that is not read in place (7z, rar, ...); unpack it first",
     "unsupported_format": "a scan format that is not read (NRRD, MetaImage, MGH, Analyze pairs, MINC)",
-    "unreadable": "looks like a scan, but its header cannot be read",
+    "unreadable": "looks like a scan, an archive or a folder, but cannot be read",
     "truncated": "the file ends before its pixels do",
     "dicomdir": "a DICOM directory file",
     "structured_report": "DICOM SR",
@@ -40,8 +40,9 @@ FILE_REASONS: dict[str, str] = {
     "duplicate": "the same image or file content a second time",
     "colour": "colour pixels",
     "crashed_reader": "the reading process died of this file or never ended",
-    "too_large": "claims more pixels than any scan has",
     "values_unknown": "a lookup table, or a slope of 0 or no number: what stored pixels mean is not known",
+    "encrypted": "a member of an archive with a password",
+    "too_large": "claims more than any scan holds, or unpacks to over 1,000 times its size",
 }
 
 VOLUME_REASONS: dict[str, str] = {
@@ -105,6 +106,7 @@ FLAGS: dict[str, str] = {
     "resampled_slices": "slices off the regular grid by up to a tenth of their gap or 0.1 mm, interpolated onto it",
     "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
     "burned_in": "marked as having text burnt into its pixels",
+    "nan_filled": "NaN outside the body, or in at most 0.1 % of the voxels, set to the lowest value",
 }
 
 SEQUENCES = (

@@ -105,7 +105,7 @@ def test_every_file_is_used_or_explained(hospital: Path, tmp_path: Path) -> None
     assert table["series_key"].is_unique
     assert sorted(table.loc[table["verdict"] == "rejected", "reason"]) == sorted(
         ["structured_report", "secondary_capture", "duplicate", "duplicate", "label_map", "unreadable", "unreadable",
-         "not_a_scan", "empty_file", "broken_link", "symlink_loop", "packed", "special_file"]
+         "unreadable", "not_a_scan", "empty_file", "broken_link", "symlink_loop", "special_file"]
     )  # fmt: skip
     assert summary.files_used == 8 + 1 + 1
     assert set(table["reason"]) <= {"", *REASONS}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
 from pathlib import Path
 
 import nibabel
@@ -13,7 +15,8 @@ from hypothesis.extra import numpy as arrays
 
 from lejepa_med.data import nifti
 from lejepa_med.data.converting import write_nifti
-from lejepa_med.data.file_volume import BadFile, looks_like_labels
+from lejepa_med.data.file_volume import BadFile
+from lejepa_med.data.label_map import looks_like_labels
 from lejepa_med.data.volume import Volume
 
 NOISE = np.random.default_rng(0).normal(500, 100, (8, 9, 10))
@@ -145,3 +148,116 @@ def test_label_maps_are_told_from_images() -> None:
     grey = np.clip(120 - 8 * distance + np.random.default_rng(0).normal(0, 6, distance.shape), 0, 255)
     for image in (grey, grey.astype(np.uint8), (grey / 8).astype(np.uint8), (grey * 10 - 1000).astype(np.int16)):
         assert not looks_like_labels(image)
+
+
+def header_of(path: Path, **fields: object) -> Path:
+    """The file with fields of its header overwritten."""
+    content = path.read_bytes()
+    header = np.frombuffer(bytearray(content[:348]), nibabel.Nifti1Header.template_dtype).copy()
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.tobytes() + content[348:])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"dim": [3, 30_000, 30_000, 30_000, 1, 1, 1, 1]}, "truncated"),
+        ({"dim": [7, 8, 9, 10, 32767, 32767, 32767, 32767]}, "truncated"),
+        ({"dim": [3, -8, 9, 10, 1, 1, 1, 1]}, "unreadable"),
+        ({"dim": [3, 8, 0, 10, 1, 1, 1, 1]}, "unreadable"),
+        ({"vox_offset": 1e18}, "unreadable"),
+        ({"vox_offset": np.nan}, "unreadable"),
+        ({"vox_offset": 20}, "unreadable"),
+        ({"vox_offset": 1e6}, "truncated"),
+        ({"datatype": 1234}, "unreadable"),
+        ({"datatype": 64}, "truncated"),
+        ({"magic": b"ni1"}, "unreadable"),
+        ({"srow_x": [1e9, 0, 0, 0]}, "no_geometry"),
+        ({"srow_x": [0, 0, 0, 0]}, "no_geometry"),
+        ({"srow_x": [np.nan, 0, 0, 0]}, "no_geometry"),
+        ({"srow_x": [1, 0, 0, 1e30]}, "no_geometry"),
+        ({"scl_slope": 2, "scl_inter": np.inf}, "unreadable"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, fields: dict[str, object], expected: str) -> None:
+    assert reason(header_of(save(tmp_path / "a.nii", NOISE.astype(np.int16)), **fields)) == expected
+
+
+def test_claims_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    plain = header_of(save(tmp_path / "a.nii", NOISE.astype(np.uint8)), dim=[3, 2000, 2000, 2000, 1, 1, 1, 1])
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    bomb = gzip.compress(bytes(1 << 24))  # a thousandth of what the header claims, or less
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(plain.read_bytes()) + bomb)
+    tracemalloc.start()
+    for name in ("a.nii", "a.nii.gz", "b.nii.gz"):
+        assert reason(tmp_path / name) == "truncated"
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+    many = header_of(save(tmp_path / "c.nii", np.zeros(20_000, np.uint8)), dim=[4, 1, 1, 1, 20_000, 1, 1, 1])
+    assert reason(many) == "too_large"
+
+
+def test_a_look_holds_one_part_at_a_time(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 4000, (64, 64, 64, 12)).astype(np.int16)
+    path = save(tmp_path / "a.nii", array)
+    tracemalloc.start()
+    assert len(nifti.look(path)) == 12
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.5 * array[..., 0].nbytes  # the part and the bytes it is made of, in chunks where it is large
+
+
+@pytest.mark.parametrize("offset", [352, 0, 400])
+def test_voxels_start_where_the_header_says(tmp_path: Path, offset: int) -> None:
+    path = save(tmp_path / "a.nii", NOISE.astype(np.float32))
+    content = path.read_bytes()
+    path.write_bytes(content[:352] + bytes(max(0, offset - 352)) + content[352:])
+    found = nifti.read(header_of(path, vox_offset=offset), 0, "mri")
+    np.testing.assert_array_equal(found.array, NOISE.astype(np.float32))
+
+
+def test_a_second_version_header_and_wrong_names_of_compression(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti2Image(NOISE, AFFINE), tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes()
+    (tmp_path / "b.nii.gz").write_bytes(content)
+    (tmp_path / "c.nii").write_bytes(gzip.compress(content))
+    for name in ("a.nii", "b.nii.gz", "c.nii"):
+        found = nifti.read(tmp_path / name, 0, "mri")
+        np.testing.assert_allclose(found.array, NOISE, rtol=1e-6)
+        np.testing.assert_allclose(found.affine, AFFINE)
+
+
+def test_an_impossible_qform_beside_a_good_sform(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", NOISE.astype(np.float32))
+    header_of(path, qform_code=1, quatern_b=3, quatern_c=4, sform_code=1)
+    (volume,) = nifti.look(path)
+    assert volume.flags == ("qform_sform_differ",)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert reason(header_of(path, sform_code=0)) == "no_geometry"
+
+
+def test_a_wrong_checksum_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", NOISE)
+    path.write_bytes(path.read_bytes()[:-8] + b"\0" * 8)
+    assert reason(path) == "unreadable"
+
+
+def test_nan_outside_the_body_is_the_lowest_value(tmp_path: Path) -> None:
+    distance = np.linalg.norm(np.mgrid[-8:8, -8:8, -8:8] + 0.5, axis=0)
+    scan = (500 + 50 * np.random.default_rng(0).normal(size=distance.shape)).astype(np.float32)
+    masked = np.where(distance < 8, scan, np.nan)
+    (volume,) = nifti.look(save(tmp_path / "a.nii.gz", masked))
+    assert (volume.problem, volume.flags) == ("", ("nan_filled",))
+    read = nifti.read(tmp_path / "a.nii.gz", 0, "mri").array
+    np.testing.assert_array_equal(read, np.where(distance < 8, scan, np.nanmin(masked)))
+    assert (volume.low, volume.high) == (read.min(), read.max())
+    dotted, half = scan.copy(), scan.copy()
+    dotted[3, 4, 5] = np.nan
+    half[4:12, 4:12, 4:12] = np.nan  # a hole in the body is no background
+    assert nifti.look(save(tmp_path / "b.nii", dotted))[0].flags == ("nan_filled",)
+    assert nifti.look(save(tmp_path / "c.nii", half))[0].problem == "not_finite"
+    assert nifti.look(save(tmp_path / "d.nii", np.full_like(scan, np.nan)))[0].problem == "not_finite"
+    masked[8, 8, 8] = np.inf
+    assert nifti.look(save(tmp_path / "e.nii", masked))[0].problem == "not_finite"
