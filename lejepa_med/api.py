@@ -206,11 +206,13 @@ def step_datasets(
 ) -> tuple[StepDataset, StepDataset | None]:
     """Batches by step of the patients to train on, and of those kept aside for the held-out loss."""
     seen, aside = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
-    trained = StepDataset(seen, StepSampler(seen.patients, config.train.batch_size, config.seed), size, config.seed)
+    trained = StepDataset(
+        seen, StepSampler(seen.patients, config.train.batch_size, config.seed, seen.groups), size, config.seed
+    )
     if aside is None:
         return trained, None
     # Always the same batch size and seed, whatever the run's: held-out losses of runs are then comparable.
-    sampler = StepSampler(aside.patients, len(set(aside.patients)), seed=0)
+    sampler = StepSampler(aside.patients, len(set(aside.patients)), 0, aside.groups)
     return trained, StepDataset(aside, sampler, size, seed=0)
 
 

@@ -92,7 +92,8 @@ def _chunk(
     done = 0
     while done < len(chunk):
         left = chunk[done:]
-        parallel = joblib.Parallel(n_jobs=min(jobs, len(left)), return_as="generator", batch_size=1)
+        # Never one job: joblib would run that in this process, where a crash ends everything.
+        parallel = joblib.Parallel(n_jobs=max(2, jobs), return_as="generator", batch_size=1)
         outcomes = parallel(joblib.delayed(_timed)(work, batch, seconds) for batch in left)
         try:
             for results in outcomes:

@@ -54,6 +54,10 @@ def test_an_item_that_kills_or_hangs_its_process_costs_itself_alone() -> None:
     assert results(fragile, 60, ComputeConfig(workers=2), seconds_per_item=0.5) == expected
 
 
+def test_a_single_batch_has_a_process_of_its_own_too() -> None:
+    assert results(fragile, 14, ComputeConfig(workers=2)) == [*(n * n for n in range(13)), -13]
+
+
 def test_a_dask_cluster_gives_the_same() -> None:
     with distributed.LocalCluster(2, threads_per_worker=1, dashboard_address=None) as cluster:
         compute = ComputeConfig(scheduler=cluster.scheduler_address)

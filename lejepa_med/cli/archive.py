@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lejepa_med.cli.progress import ProgressLine
-from lejepa_med.config import IndexSettings, PrepareConfig, load_config
+from lejepa_med.config import ComputeConfig, IndexSettings, PrepareConfig, load_config
 from lejepa_med.data import archive, converting, preparing
 from lejepa_med.data.cache import Cache
 
@@ -21,21 +21,21 @@ def index(options: argparse.Namespace) -> dict[str, Any]:
 
 def convert(options: argparse.Namespace) -> dict[str, Any]:
     """NIfTI files of an index, or of raw folders that are indexed first."""
+    settings = load_config(IndexSettings, options.config, options.overrides)
     if len(options.paths) == 1 and (options.paths[0] / "files.parquet").exists():
         source = options.paths[0]
     else:
         source = options.out / "index"
-        archive.index(
-            options.paths, source, load_config(IndexSettings, options.config, options.overrides), ProgressLine()
-        )
-    count = converting.convert(source, options.out, ProgressLine())
+        archive.index(options.paths, source, settings, ProgressLine())
+    count = converting.convert(source, options.out, ProgressLine(), settings.compute)
     return {"converted": count, "table": options.out / "series.csv"}
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:
     """A cache, and the account of what is not in it."""
     config = load_config(PrepareConfig, options.config, options.overrides)
-    summary = preparing.prepare(options.index, options.out, config, ProgressLine())
+    progress = ProgressLine()
+    summary = preparing.prepare(options.index, options.out, config, progress, progress.note)
     return {**asdict(summary), "cache": options.out}
 
 
@@ -44,5 +44,11 @@ def cache(options: argparse.Namespace) -> dict[str, Any]:
     opened = Cache.open(options.cache)
     if options.action == "stats":
         return opened.stats()
-    damaged = list(opened.verify())
-    return {"volumes": len(opened), "damaged": len(damaged), "series": damaged[:20], "exit_code": int(bool(damaged))}
+    damaged, strays = list(opened.verify(ComputeConfig())), opened.strays()
+    return {
+        "volumes": len(opened),
+        "damaged": len(damaged),
+        "series": damaged[:20],
+        "files_not_listed": {kind: len(files) for kind, files in strays.items() if files},
+        "exit_code": int(bool(damaged)),
+    }

@@ -56,7 +56,10 @@ def demo(options: argparse.Namespace) -> dict[str, Any]:
     index_settings = load_config(IndexSettings, configs / "index.yaml")
     stages.run("index", lambda: archive.index([out / "archive"], out / "index", index_settings, progress))
     prepare_config = load_config(PrepareConfig, configs / "prepare.yaml")
-    stages.run("prepare", lambda: preparing.prepare(out / "index", out / "cache", prepare_config, progress))
+    stages.run(
+        "prepare",
+        lambda: preparing.prepare(out / "index", out / "cache", prepare_config, progress, progress.note),
+    )
     pretrain_config = load_config(PretrainConfig, configs / "pretrain.yaml")
     source, preprocess = api.open_source(None, pretrain_config)
     stages.run(

@@ -98,7 +98,7 @@ def _one_step() -> str:
 def measure_data_path(cache: Cache, batches: int = 3, batch_size: int = 16) -> dict[str, Any]:
     """Seconds per volume of reading and of making 2 x 96^3 + 6 x 48^3 views, and which of the two is the bottleneck."""
     source = CacheSource(cache, cache.table)
-    sampler = StepSampler(source.patients, batch_size, seed=0)
+    sampler = StepSampler(source.patients, batch_size, 0, source.groups)
     first = cache.read(source.keys[0])
     three_d = first.array.ndim == 3
     views = ViewsConfig() if three_d else ViewsConfig(global_size=(224, 224), local_size=(96, 96), base_crop_mm=None)

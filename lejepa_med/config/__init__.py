@@ -1,5 +1,6 @@
 """Frozen settings of every verb, and how they are read from YAML and overrides."""
 
+from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.config.loading import describe, dump_yaml, load_config, read_yaml, validate
@@ -18,6 +19,7 @@ from lejepa_med.spec import Frozen
 
 __all__ = [
     "BenchmarkConfig",
+    "ComputeConfig",
     "ConfigError",
     "FinetuneConfig",
     "Frozen",

@@ -18,6 +18,7 @@ from lejepa_med.config.indexing import IndexSettings, PatientTable
 from lejepa_med.data.entry import Entry, FileUse, geometry_of, tilt_of, to_affine
 from lejepa_med.data.file_volume import FileVolume
 from lejepa_med.data.privacy import keyed_hash, patient_key
+from lejepa_med.data.storage import open_binary
 from lejepa_med.data.walk import Found
 from lejepa_med.errors import DataError
 
@@ -113,13 +114,14 @@ def _modality(found: Found, settings: IndexSettings) -> str:
     for rule in settings.rules:
         if fnmatchcase(inside, rule.glob) or fnmatchcase(found.relative, rule.glob):
             return rule.modality
-    return _sidecar_modality(Path(found.path)) or settings.modality or "unknown"
+    return _sidecar_modality(found.path) or settings.modality or "unknown"
 
 
-def _sidecar_modality(path: Path) -> str:
-    sidecar = path.with_name(re.sub(r"\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE) + ".json")
+def _sidecar_modality(path: str) -> str:
+    sidecar = re.sub(r"\.nii(\.gz)?$", "", path, flags=re.IGNORECASE) + ".json"
     try:
-        content = json.loads(sidecar.read_bytes())
+        with open_binary(sidecar) as file:
+            content = json.loads(file.read())
         return _SIDECAR.get(str(content.get("Modality")), "")
     except (OSError, ValueError, AttributeError):
         return ""

@@ -22,10 +22,10 @@ from lejepa_med.data.privacy import keyed_hash
 from lejepa_med.data.pseudonyms import Pseudonyms
 from lejepa_med.data.walk import Found
 
-VERSION = 4
+VERSION = 5
 """Raised whenever `Record` or what is read from files changes: what older versions found is then read anew."""
 
-_PACKED = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar", ".tar.bz2", ".tar.xz")
+_PACKED = (".7z", ".rar", ".tar.zst")  # zip and tar are opened where files are found
 _UNSUPPORTED = (".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh", ".hdr", ".img", ".img.gz", ".mnc", ".par", ".rec")
 
 

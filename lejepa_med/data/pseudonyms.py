@@ -16,7 +16,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from lejepa_med.data import vocabulary
-from lejepa_med.data.dicom_header import REFORMATS
+from lejepa_med.data.dicom_kinds import REFORMATS
 from lejepa_med.data.frame import Frame
 from lejepa_med.data.privacy import keyed_hash, patient_key
 
@@ -47,7 +47,7 @@ class Pseudonyms:
     def frame(self, frame: Frame, relative: str) -> Frame:
         """The same frame without path, identities, dates and free texts; `relative` is where its file is."""
         changes: dict[str, Any] = {name: self._value(getattr(frame, name)) for name in _TEXTS}
-        changes |= {name: type(getattr(frame, name))() for name in _OTHERS}
+        changes |= _OTHERS
         return dataclasses.replace(
             frame,
             **changes,
@@ -101,7 +101,11 @@ class Pseudonyms:
 _TYPES = {field.name: str(field.type) for field in dataclasses.fields(Frame) if field.name not in _IDENTITIES}
 _TEXTS = tuple(name for name, type_ in _TYPES.items() if type_ in ("str", "tuple[str, ...]"))
 _NUMBERS = ("int", "float", "Vector", "tuple[int, ...]", "tuple[float, ...]")
-_OTHERS = tuple(name for name, type_ in _TYPES.items() if name not in _TEXTS and type_ not in _NUMBERS)  # emptied
+_OTHERS = {  # emptied
+    field.name: field.default
+    for field in dataclasses.fields(Frame)
+    if field.name in _TYPES and field.name not in _TEXTS and _TYPES[field.name] not in _NUMBERS
+}
 
 
 @functools.lru_cache(maxsize=4096)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 import functools
 import hashlib
-import io
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,9 @@ import pyarrow.parquet as pq
 
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data import images, nifti
-from lejepa_med.data.dicom_assembly import assemble
+from lejepa_med.data.dicom_assembly import Candidate, assemble
 from lejepa_med.data.dicom_files import listed_stack
 from lejepa_med.data.dicom_header import NotAVolume
-from lejepa_med.data.dicom_stack import Stack
 from lejepa_med.data.dicom_volume import read_volume
 from lejepa_med.data.entries_dicom import drop_repeated_instances
 from lejepa_med.data.entry import FilePlace, geometry_of
@@ -28,7 +26,7 @@ from lejepa_med.data.file_volume import BadFile
 from lejepa_med.data.frame import Frame
 from lejepa_med.data.privacy import read_salt
 from lejepa_med.data.pseudonyms import Pseudonyms
-from lejepa_med.data.storage import open_binary
+from lejepa_med.data.storage import size
 from lejepa_med.data.volume import Volume
 from lejepa_med.data.walk import walk
 from lejepa_med.errors import DataError
@@ -137,7 +135,7 @@ def _description(volume: Volume) -> tuple[str, str, str]:
 
 
 def _read(files: Sequence[dict[str, Any]], row: Mapping[Hashable, Any], names: Pseudonyms) -> Volume:
-    if any(_size(file["path"]) != file["size"] for file in files):
+    if any(size(file["path"]) != file["size"] for file in files):
         raise ValueError("changed")
     first = files[0]
     if row["source"] == "dicom":
@@ -148,51 +146,46 @@ def _read(files: Sequence[dict[str, Any]], row: Mapping[Hashable, Any], names: P
     return nifti.read(Path(first["path"]), first["part"], str(row["modality"]))
 
 
-def _size(path: str) -> int:
-    with open_binary(path) as file:
-        return file.seek(0, io.SEEK_END)
-
-
 def read_any(path: Path, modality: str | None = None) -> list[Volume]:
     """The volumes of one NIfTI file, one image, or one DICOM file or folder, by the rules of `index`.
 
     `modality` is that of a NIfTI file; DICOM brings its own. Raises `DataError` where there is no volume.
     """
-    examined = [examine(found) for found in walk([path])]
+    examined = [(found.path, examine(found)) for found in walk([path])]
     volumes = list(_file_volumes(path, examined, modality))
-    frames = [frame for outcome in examined for frame in outcome.frames]
-    stacks = _stacks(frames)
+    candidates = _candidates([frame for _, outcome in examined for frame in outcome.frames])
     try:
-        volumes += [read_volume(built) for built in stacks]
+        usable = (candidate.stack for candidate in candidates if not candidate.reason)
+        volumes += [read_volume(built) for built in usable if built is not None]
     except ValueError:
         raise DataError(f"{path}: the pixels of a DICOM series cannot be decoded") from None
     if not volumes:
-        reasons = sorted({outcome.reason for outcome in examined if outcome.reason})
-        raise DataError(f"{path}: no volume in {len(examined)} files ({', '.join(reasons) or 'see `index`'})")
+        reasons = {outcome.reason for _, outcome in examined} | {candidate.reason for candidate in candidates}
+        listed = ", ".join(sorted(reasons - {""}))
+        raise DataError(f"{path}: no volume in {len(examined)} files ({listed or 'see `index`'})")
     return volumes
 
 
-def _stacks(frames: Sequence[Frame]) -> list[Stack]:
-    series: dict[tuple[str, str], list[Frame]] = {}
+def _candidates(frames: Sequence[Frame]) -> list[Candidate]:
+    series: dict[tuple[str, str, str], list[Frame]] = {}
     for frame in frames:
-        series.setdefault((frame.study_uid, frame.series_uid), []).append(frame)
+        series.setdefault((frame.patient_id, frame.study_uid, frame.series_uid), []).append(frame)
     settings = IndexSettings(min_slices=1)
     return [
-        candidate.stack
+        candidate
         for _, members in sorted(series.items())
         for candidate in assemble(drop_repeated_instances(members)[0], settings)
-        if candidate.stack is not None and not candidate.reason
     ]
 
 
-def _file_volumes(path: Path, examined: Sequence[Examined], modality: str | None) -> Iterator[Volume]:
+def _file_volumes(path: Path, examined: Sequence[tuple[str, Examined]], modality: str | None) -> Iterator[Volume]:
     if path.is_dir():
         return
-    for outcome in examined:
+    for place, outcome in examined:
         for volume in outcome.volumes:
             if volume.problem:
                 raise DataError(f"{path}: not a usable volume ({volume.problem})")
             if outcome.kind == "image":
-                yield images.read(path, volume.part)
+                yield images.read(Path(place), volume.part)
             else:
-                yield nifti.read(path, volume.part, modality or "unknown")
+                yield nifti.read(Path(place), volume.part, modality or "unknown")

@@ -50,7 +50,9 @@ class Protocol:
         patients = len(set(held_out.patients))
         samples = min(patients, select.patients or patients)
         size = base_size(first.model_copy(update={"views": views}), held_out)
-        crops = StepDataset(held_out, StepSampler(held_out.patients, samples, select.seed), size, select.seed)
+        crops = StepDataset(
+            held_out, StepSampler(held_out.patients, samples, select.seed, held_out.groups), size, select.seed
+        )
         return cls(views, crops, samples, select, device)
 
     @torch.no_grad()

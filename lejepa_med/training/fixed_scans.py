@@ -47,14 +47,16 @@ def first_patients(patients: Sequence[str]) -> list[int]:
     return sampler.batch(0)
 
 
-def repeated_scans(patients: Sequence[str]) -> list[int]:
+def repeated_scans(patients: Sequence[str], groups: Sequence[str]) -> list[int]:
     """At most 64 scans of patients that have two or more: few scans of many patients rather than many of few.
 
+    Of a group of near duplicates one counts: two reconstructions of one acquisition are no second look at a patient.
     Empty if fewer than 8 patients have two.
     """
-    members: dict[str, list[int]] = {}
-    for item, patient in enumerate(patients):
-        members.setdefault(patient, []).append(item)
+    first_of_group: dict[str, dict[str, int]] = {}
+    for item, (patient, group) in enumerate(zip(patients, groups, strict=True)):
+        first_of_group.setdefault(patient, {}).setdefault(group, item)
+    members = {patient: list(items.values()) for patient, items in first_of_group.items()}
     repeated = [members[patient] for patient in sorted(members) if len(members[patient]) > 1][: MAX_SCANS // 2]
     if len(repeated) < MIN_REPEATED_PATIENTS:
         return []

@@ -185,7 +185,7 @@ class Monitor:
             number = min(len(scans) for _, scans in chosen.values())  # SIGReg grows with it
             for name, (source, scans) in chosen.items():
                 self._losses[name] = FixedScans(source, scans[:number], config.views, self.group)
-        repeated = repeated_scans(dataset.source.patients)
+        repeated = repeated_scans(dataset.source.patients, dataset.source.groups)
         self._repeated = FixedScans(dataset, repeated, config.views, self.group) if repeated else None
 
     def __call__(

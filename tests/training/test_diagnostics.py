@@ -144,17 +144,24 @@ def test_same_patient_rate() -> None:
     assert numbers["same_patient_nn"] > 0.3
 
 
+def own(patients: list[str]) -> list[str]:
+    """Each scan an acquisition of its own."""
+    return [str(number) for number in range(len(patients))]
+
+
 def test_scans_that_are_looked_at_again() -> None:
     patients = [f"{number:03d}" for number in range(100) for _ in range(1 + number % 3)]
     chosen = first_patients(patients)
     assert len(chosen) == len({patients[index] for index in chosen}) == 64
-    repeated = [patients[index] for index in repeated_scans(patients)]
+    repeated = [patients[index] for index in repeated_scans(patients, own(patients))]
     assert len(repeated) == 64
     assert {repeated.count(patient) for patient in repeated} == {2}
     few = [str(number // 6) for number in range(60)]
-    assert len(repeated_scans(few)) == 60
-    assert repeated_scans([str(number // 2) for number in range(14)]) == []
-    assert repeated_scans(few[::6]) == []
+    assert len(repeated_scans(few, own(few))) == 60
+    seven = [str(number // 2) for number in range(14)]
+    assert repeated_scans(seven, own(seven)) == []
+    assert repeated_scans(few, few) == []  # all scans of a patient show one acquisition
+    assert repeated_scans(few[::6], own(few[::6])) == []
 
 
 @pytest.mark.parametrize(("trained", "aside"), [(5, 12), (12, 5), (100, 80)])
