@@ -45,7 +45,7 @@ class VolumeSet:
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians per read."""
+    """Per read: lower quartiles of times, since other work may share the machine; medians of bytes."""
 
     wall_ms: float
     cpu_ms: float
@@ -201,9 +201,9 @@ def timed(action: Callable[[], object]) -> tuple[float, float]:
 
 
 def cost(store: Store, paths: list[Path], volumes: VolumeSet, access: str, cold: bool, rounds: int) -> Cost:
-    """Medians over volumes and rounds. The first warm round also checks every value."""
+    """Over at least 8 reads. The first warm round also checks every value."""
     rows = []
-    for turn in range(rounds):
+    for turn in range(max(rounds, -(-8 // len(paths)))):
         for index, path in enumerate(paths):
             boxes, array = boxes_of(access, volumes, index, turn), volumes.arrays[index]
             if cold:
@@ -212,11 +212,11 @@ def cost(store: Store, paths: list[Path], volumes: VolumeSet, access: str, cold:
                 for box, got in zip(boxes, read_boxes(store, path, boxes), strict=True):
                     assert np.array_equal(got, array[box]), f"{store.name}: wrong values"
             before = bytes_from_disk()
-            wall, cpu = timed(lambda p=path, b=boxes: read_boxes(store, p, b))
-            from_disk = bytes_from_disk() - before
+            took = timed(lambda p=path, b=boxes: read_boxes(store, p, b))
             needed = sum(array[box].nbytes for box in boxes)
-            rows.append((wall, cpu, from_disk / 1e6, needed / 1e6))
-    return Cost(*[statistics.median(column) for column in zip(*rows, strict=True)])
+            rows.append((*took, (bytes_from_disk() - before) / 1e6, needed / 1e6))
+    wall, cpu, from_disk, needed = np.array(rows).T
+    return Cost(*np.quantile([wall, cpu], 0.25, axis=1), float(np.median(from_disk)), float(np.median(needed)))
 
 
 def write_all(store: Store, volumes: VolumeSet, folder: Path) -> tuple[list[Path], float, float]:
@@ -260,9 +260,8 @@ def read_tables(volumes: VolumeSet, work: Path, rounds: int) -> None:
             cold = cost(store, chosen, volumes, access, True, rounds)
             needed[access] = warm.needed_mb
             warm_row.append(f"{warm.wall_ms:.1f} / {warm.cpu_ms:.1f}")
-            cold_row.append(
-                f"{cold.wall_ms:.1f} / {cold.disk_mb:.2f} / {cold.disk_mb / cold.needed_mb:.{0 if cold.disk_mb > 10 * cold.needed_mb else 1}f}x"
-            )
+            times = cold.disk_mb / cold.needed_mb
+            cold_row.append(f"{cold.wall_ms:.1f} / {cold.disk_mb:.2f} / {times:.{1 if times < 10 else 0}f}x")
         warm_rows.append(warm_row)
         cold_rows.append(cold_row)
         shutil.rmtree(work / "files")
