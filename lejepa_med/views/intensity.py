@@ -95,7 +95,7 @@ def _draw_channel(
     on, value, free = uniform[..., :4], uniform[..., 4:8], uniform[..., 8:]
 
     def each(setting: Callable[[MriIntensityConfig], float]) -> Float[Tensor, "N 1"]:
-        return torch.tensor([setting(mri) for mri in settings])[:, None]
+        return torch.tensor([setting(mri) for mri in settings], dtype=torch.float32)[:, None]
 
     low, width = each(lambda m: math.log(m.gamma[0])), each(lambda m: math.log(m.gamma[1]) - math.log(m.gamma[0]))
     gamma = torch.where(on[..., 0] < each(lambda m: m.gamma_probability), (low + width * value[..., 0]).exp(), 1.0)
@@ -131,7 +131,7 @@ def _with_gibbs(
     """The share of k-space that is kept and the axis along which the rest is lost, from generators of their own."""
     keys = [generator("gibbs", g.initial_seed()) for g in drawn.noise_key]
     uniform = torch.stack([torch.rand(drawn.gamma.shape[1], 3, generator=key) for key in keys])
-    chance = torch.tensor([mri.gibbs_probability for mri in settings])[:, None]
+    chance = torch.tensor([float(mri.gibbs_probability) for mri in settings])[:, None]
     low, high = (torch.tensor([mri.gibbs[end] for mri in settings])[:, None] for end in (0, 1))
     rings = (uniform[..., 0] < chance) & ~is_ct[:, None]
     kept = torch.where(rings, low + (high - low) * uniform[..., 1], 1.0)

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +25,6 @@ from lejepa_med.views.intensity import Intensity
 from lejepa_med.views.kernel_source import SOURCE
 
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
-Number = TypeVar("Number", int, float)
-
 STORED = (torch.uint8, torch.int16, torch.float32)
 """Types of base crops that are read without a copy."""
 
@@ -127,7 +125,7 @@ def look_sample(views: Tensor, draw: Intensity, sample: int, is_ct: bool) -> Non
             function(_pointer(views[view, channel]), extra, ctypes.byref(look))
 
 
-def _three(values: Sequence[Number], missing: Number) -> tuple[Number, ...]:
+def _three(values: Sequence[Any], missing: Any) -> tuple[Any, ...]:
     """2D as 3D with a first axis of one voxel."""
     return (*[missing] * (3 - len(values)), *values)
 
