@@ -2,7 +2,7 @@
 
     python benchmarks/tilted_views.py
 
-Rows are ways to make a view of 64^2 at a tilt of 20 degrees and some pitch (source voxels per view voxel). `kept` is the
+Rows are ways to make a view of 64^2 at a tilt of 20 degrees and some pitch in source voxels. `kept` is the
 contrast of a grating at half the view's highest frequency, averaged over directions (an ideal filter keeps 1); `alias`
 the largest contrast left of any grating of 1.25 to 2 times that frequency (an ideal filter leaves 0). `grid` is the
 number of voxels that have to be made first, per view voxel in 3D.

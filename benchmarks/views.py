@@ -163,7 +163,8 @@ def on_cpu(case: tuple[bool, bool], batch: int, repeats: int) -> dict[str, dict[
             )
             worker.start()
             team.append((here, worker))
-        if all([here.recv() == "ready" for here, _ in team]):
+        answers = {here.recv() for here, _ in team}
+        if answers == {"ready"}:
             teams[name], times[name] = team, []
     for step in range(repeats + 1):  # the first round warms up
         for name, team in teams.items():

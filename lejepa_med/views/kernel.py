@@ -92,7 +92,7 @@ def resample_sample(image: Tensor, views: Tensor, grids: Grids, sample: int, air
             start=_three(start, 0.0),
             pitch=_three(pitch, 1.0),
             half=_three(half, 1.0),
-            origin=_three(origin, 0.0),
+            origin=_three(origin, 0.5),
             matrix=_nine(matrices[view]),
             edge=_three(edge, 1.0),
             air=air,
