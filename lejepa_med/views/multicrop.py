@@ -218,6 +218,7 @@ class MultiCropd(Randomizable, MapTransform):  # type: ignore[misc]  # monai's c
         MapTransform.__init__(self, keys)
         self.crop, self.spacing_mm, self.is_ct, self.draw_key = BatchedMultiCrop(config), spacing_mm, is_ct, draw_key
         self.sequence = sequence
+        cpp.available()  # built here once, so that forked loader workers need not
 
     def randomize(self, data: Any = None) -> None:
         del data

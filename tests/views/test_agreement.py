@@ -191,6 +191,7 @@ def pipeline(config: ViewsConfig) -> Compose:
     )
 
 
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader")  # of LoadImaged, about a decoder not needed here
 def test_monai_pipeline_with_loader_workers(tmp_path: Path) -> None:
     """Files, MONAI's own transforms and workers: reproducible, and the views are those of the oriented array."""
     files = []

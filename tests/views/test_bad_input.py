@@ -58,7 +58,7 @@ def test_a_constant_volume_gives_finite_views(value: int, how: str) -> None:
         pytest.skip("needs a C++ compiler")
     for group in views(torch.full((2, 1, 24, 24, 24), value, dtype=torch.int16), ct=value < 0, how=how):
         assert bool(torch.isfinite(group).all())
-        assert 0 <= float(group.min()) and float(group.max()) <= 1
+        assert float(group.min()) >= 0 and float(group.max()) <= 1
 
 
 def test_lung_counts_as_body_and_air_does_not() -> None:

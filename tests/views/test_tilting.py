@@ -251,7 +251,7 @@ def chi_square(counts: torch.Tensor) -> float:
 
 
 def test_ten_thousand_draws() -> None:
-    """Turns uniform over the allowed ones, tilts as often, as far and in as many directions as asked, places uniform."""
+    """Turns uniform over the allowed ones, tilts as often as asked, places and fractions uniform."""
     config = config_of(
         rot90_probability=0.4, tilt_probability=0.3, tilt_degrees=20.0, tilt_shear=0.1, num_global=100, redraws=1
     )
