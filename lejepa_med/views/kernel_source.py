@@ -180,7 +180,7 @@ void look(float* x, const float* noise, const Look& p) {
         for (int64_t k = 0; k < n; ++k) {
           const float w = -1 + k * step, from = line[k];
           const float to = exp2_of(gamma * log2_of(std::max(from, 1e-30f)) + c0 + w * (c1 + w * c2));
-          line[k] = from > 0 ? to : 0;
+          line[k] = from > 0 ? to : from;  // 0, or NaN, which must not be lost
         }
       }
       if (noise) {

@@ -71,9 +71,12 @@ class BatchedMultiCrop:
         first_position: int = 0,
         facts: SampleFacts | None = None,
     ) -> list[Float[Tensor, "view sample channel ..."]]:
-        """Raises DataError, naming the sample: other dimensions or channels than expected, too few voxels, NaN."""
+        """Raises DataError, naming the sample: other dimensions or channels than expected, too few voxels, NaN.
+
+        NaN is looked for only where `facts` are given; without, it reaches the views, and the training loop stops.
+        """
+        _check(images, self.config, self.channels, facts)
         facts = facts or SampleFacts()
-        _check(images, self.config, self.channels, facts.keys)
         air = torch.where(is_ct, torch.tensor(_AIR_HU, device=is_ct.device), torch.tensor(2.0, device=is_ct.device))
         sparse = images[:, 0][(slice(None), *[slice(None, None, 2)] * (images.ndim - 2))]  # coarse cells need no more
         is_body = sparse > air.to(images.device).view(-1, *(1,) * (images.ndim - 2))
@@ -165,8 +168,9 @@ def _turn(views: Float[Tensor, "view channel *size"], boxes: Boxes, sample: int)
             views[view] = turns(views.ndim - 2)[number].apply(views[view]).clone()
 
 
-def _check(images: Tensor, config: ViewsConfig, channels: int | None, keys: list[str] | None) -> None:
+def _check(images: Tensor, config: ViewsConfig, channels: int | None, facts: SampleFacts | None) -> None:
     """Raises DataError for base crops that no view can be cut from."""
+    keys = None if facts is None else facts.keys
 
     def name(sample: int) -> str:
         return f"series {keys[sample]}" if keys is not None else f"sample {sample} of the batch"
@@ -185,7 +189,7 @@ def _check(images: Tensor, config: ViewsConfig, channels: int | None, keys: list
                 f"{name(0)}: a base crop of {_times(spatial)} voxels is smaller than a view of {_times(size)} at "
                 f"max_magnification {config.max_magnification:g}; make views.base_crop_mm larger or the views smaller"
             )
-    if images.is_floating_point():
+    if facts is not None and images.is_floating_point():
         finite = torch.isfinite(images.flatten(1).sum(1, dtype=torch.float32))
         if not bool(finite.all()):
             raise DataError(

@@ -77,3 +77,13 @@ def test_lung_counts_as_body_and_air_does_not() -> None:
     assert shares[0] == pytest.approx(shares[1], abs=0.02)
     assert shares[0] > 0.9
     assert shares[2] == 0
+
+
+def test_without_facts_nan_reaches_the_views_where_training_stops_on_it() -> None:
+    images = torch.rand(1, 1, 24, 24, 24) * 255
+    images[0, 0, 8:16, 8:16, 8:16] = float("nan")
+    (first, _) = BatchedMultiCrop(CONFIG, kernel="torch")(images, (1.0,) * 3, torch.tensor([False]), ("bad",))
+    assert bool(first.isnan().any())
+    if kernel.available():
+        (first, _) = BatchedMultiCrop(CONFIG, kernel="cpp")(images, (1.0,) * 3, torch.tensor([False]), ("bad",))
+        assert bool(first.isnan().any())
