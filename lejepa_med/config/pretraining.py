@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,14 @@ class MriIntensityConfig(Frozen):
     contrast_probability: Probability = 0.8
     noise_std: Interval = Field((0.0, 0.05), description="Gaussian noise, uniform")
     noise_probability: Probability = 0.5
+    gibbs: Interval = Field((0.5, 0.9), description="ringing: share of k-space that is kept along one axis, uniform")
+    gibbs_probability: Probability = 0.0
+
+    @model_validator(mode="after")
+    def _kept_share(self) -> MriIntensityConfig:
+        if not 0 < self.gibbs[0] <= self.gibbs[1] <= 1:
+            raise ValueError(f"gibbs is a share of k-space, [low, high] within (0, 1], got {list(self.gibbs)}")
+        return self
 
 
 class CtIntensityConfig(Frozen):
@@ -87,8 +95,53 @@ class ViewsConfig(Frozen):
     thick_slice_probability: Probability = Field(0.2, description="3D: the same along one axis only, as thick slices")
     min_body: Probability = Field(0.25, description="crops with less body than this are redrawn")
     redraws: int = Field(6, ge=1, description="tries per crop; the one with the most body is kept")
-    mri: MriIntensityConfig = MriIntensityConfig()
+    rot90_probability: Probability = Field(
+        0.0, description="views turned by right angles (where their sides are equal)"
+    )
+    rot90_axes: Literal["keep_left_right", "any"] = Field(
+        "keep_left_right",
+        description="keep_left_right: 3D, about the left-right axis (axis 0) only; any: left can get to any side; "
+        "neither mirrors",
+    )
+    tilt_probability: Probability = Field(0.0, description="views cut at a small angle")
+    tilt_degrees: float = Field(
+        15.0, ge=0, le=45, description="largest angle, uniform; 3D: about an axis of any direction"
+    )
+    tilt_shear: float = Field(0.0, ge=0, le=0.3, description="largest shear of each axis along each other one, uniform")
+    mri: MriIntensityConfig = Field(MriIntensityConfig(), description="MRI, PET and pictures")
+    mri_by_sequence: dict[str, MriIntensityConfig] = Field(
+        {}, description="what differs from `mri` for a sequence, e.g. {flair: {gamma: [0.8, 1.3]}}"
+    )
     ct: CtIntensityConfig = CtIntensityConfig()
+    intensity_channels: Literal["auto", "separate", "shared"] = Field(
+        "auto",
+        description="several channels: one MRI intensity draw for each (separate) or for all (shared); auto: shared "
+        "for 2D pictures with three colours, else separate, since sequences are scanned one by one",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sequences_start_from_mri(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("mri_by_sequence"), dict):
+            return given
+        mri = given.get("mri", {})
+        mri = mri.model_dump() if isinstance(mri, MriIntensityConfig) else mri
+        sequences = {
+            name: {**mri, **own} if isinstance(own, dict) and isinstance(mri, dict) else own
+            for name, own in given["mri_by_sequence"].items()
+        }
+        return {**given, "mri_by_sequence": sequences}
+
+    @model_validator(mode="after")
+    def _left_stays_left(self) -> ViewsConfig:
+        if self.rot90_probability and self.rot90_axes == "keep_left_right" and len(self.global_size) == 2:
+            raise ValueError("rot90_probability: in 2D every turn moves left and right; set rot90_axes: any, or 0")
+        if self.rot90_probability and self.rot90_axes == "any" and self.flip_other and not self.flip_left_right:
+            raise ValueError(
+                "rot90_axes: any together with flip_other makes left-right mirror images, but flip_left_right is 0; "
+                "set rot90_axes: keep_left_right, or flip_left_right"
+            )
+        return self
 
     @model_validator(mode="after")
     def _same_dimensions(self) -> ViewsConfig:

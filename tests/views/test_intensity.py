@@ -10,7 +10,7 @@ from scipy import stats
 
 from lejepa_med.config import ViewsConfig
 from lejepa_med.randomness import generator
-from lejepa_med.views.intensity import Intensity, apply_intensity, draw_intensity
+from lejepa_med.views.intensity import Intensity, apply_gibbs, apply_intensity, draw_intensity
 
 OFF = {"gamma_probability": 0, "bias_probability": 0, "contrast_probability": 0, "noise_probability": 0}
 QUIET = ViewsConfig.model_validate({"mri": OFF, "ct": {"noise_probability": 0}})
@@ -115,3 +115,29 @@ def test_a_draw_can_be_applied_twice() -> None:
     drawn, flags = draw(config, 2), torch.zeros(2, dtype=torch.bool)
     first = apply_intensity(images(2), drawn, flags)
     assert torch.equal(first, apply_intensity(images(2), drawn, flags))
+
+
+@pytest.mark.parametrize("side", [12, 15])
+def test_ringing_removes_the_high_frequencies_of_one_axis(side: int) -> None:
+    config = ViewsConfig.model_validate({"mri": OFF | {"gibbs_probability": 1, "gibbs": (0.5, 0.5)}})
+    drawn, x = draw(config, 1, views=30), images(1, views=30, side=side)[0]
+    before = torch.fft.fftn(x, dim=(2, 3, 4))
+    apply_gibbs(x, drawn, 0)
+    after, kept = torch.fft.fftn(x, dim=(2, 3, 4)), round(0.5 * (side // 2))
+    frequency = (torch.fft.fftfreq(side) * side).abs()
+    for view in range(30):
+        axis = int(drawn.gibbs_axis[0, view])
+        mask = (frequency <= kept + 0.1).view([-1 if a == axis else 1 for a in range(3)])
+        torch.testing.assert_close(after[view], before[view] * mask, rtol=0, atol=0.05)
+    assert set(drawn.gibbs_axis[0].tolist()) == {0, 1, 2}
+
+
+def test_ringing_comes_as_often_as_asked_and_never_to_ct() -> None:
+    config = ViewsConfig.model_validate({"mri": {"gibbs_probability": 0.2}})
+    rings = draw(config, 2500).gibbs_kept
+    assert stats.binomtest(int((rings < 1).sum()), 10_000, 0.2).pvalue > 1e-3
+    uniform = ((rings[rings < 1] - 0.5) / 0.4).numpy()
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+    assert bool((draw(config, 100, ct=True).gibbs_kept == 1).all())
+    plain = draw(ViewsConfig(), 100)
+    torch.testing.assert_close(plain.gamma, draw(config, 100).gamma, rtol=0, atol=0)
