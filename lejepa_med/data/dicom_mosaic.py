@@ -21,7 +21,7 @@ from lejepa_med.data.dicom_stream import walk_file
 from lejepa_med.data.frame import Frame
 
 _TILES, _CSA_IMAGE, _CSA_SERIES = 0x0019100A, 0x00291010, 0x00291020
-_MOST_TILES, _SMALLEST_SIDE = 1024, 8  # what no scanner exceeds: a damaged header must not make a million tiles
+_MOST_TILES, _SMALLEST_SIDE = 1024, 4  # what no scanner exceeds: a damaged header must not make a million tiles
 _PROTOCOL_SLICES = re.compile(rb"sSliceArray\.lSize\s*=\s*(\d+)")
 
 

@@ -151,9 +151,9 @@ def test_folders_nested_deeper_than_python_recurses(deep: Path) -> None:
 
 def test_mistakes_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(DataError, match=r"PATH 2 .* does not exist"):
+    with pytest.raises(DataError, match="PATH 2 does not exist"):
         walk([tmp_path / "in", tmp_path / "nowhere"])
-    with pytest.raises(DataError, match=r"PATH 1 \(.*\) holds no file"):
+    with pytest.raises(DataError, match="PATH 1 holds no file"):
         list(walk([tmp_path / "in"]))
     (tmp_path / "loop").symlink_to("loop")
     assert list(listed(tmp_path / "loop").values()) == ["symlink_loop"]
