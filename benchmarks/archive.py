@@ -37,11 +37,11 @@ from pydicom.uid import (
 
 from lejepa_med.compute import spread
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_header import TAGS
-from lejepa_med.data.dicom_pixels import rescaled, stored_values
-from lejepa_med.data.dicom_stack import stack
-from lejepa_med.data.dicom_volume import read_volume
+from lejepa_med.data.dicom.header import TAGS
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.pixels import rescaled, stored_values
+from lejepa_med.data.dicom.stack import stack
+from lejepa_med.data.dicom.volume import read_volume
 
 SLICES, SIDE, HEADERS = 200, 512, 1000
 TAG_LIST: list[int] = sorted(TAGS)

@@ -73,7 +73,7 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, float]:
         "import sys, time, resource\n"
         "from pathlib import Path\n"
         "from lejepa_med.config.indexing import IndexSettings\n"
-        "from lejepa_med.data.archive import index\n"
+        "from lejepa_med.data.index.archive import index\n"
         "stages = {}\n"
         "def progress(stage, done, total):\n"
         "    now = time.perf_counter()\n"
@@ -95,8 +95,8 @@ def measure(folder: Path, out: Path, workers: int) -> dict[str, float]:
 
 def alone(folder: Path, limit: int = 5000) -> float:
     """Files/s of one process that looks at files and keeps nothing."""
-    from lejepa_med.data.examine import examine
-    from lejepa_med.data.walk import Found
+    from lejepa_med.data.files.walk import Found
+    from lejepa_med.data.index.examine import examine
 
     paths = _files(folder, limit)
     began = time.perf_counter()

@@ -26,8 +26,9 @@ import numpy as np
 
 from lejepa_med.config import IndexSettings, PrepareConfig
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.data import archive, preparing, preprocess
+from lejepa_med.data import preparing, preprocess
 from lejepa_med.data.cache import Cache, entry_path, file_digest, write_entry
+from lejepa_med.data.index import archive
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.synthetic import SeriesHeader, write_series
 from lejepa_med.data.volume import Volume

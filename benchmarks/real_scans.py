@@ -19,7 +19,8 @@ from typing import Any
 from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import BenchmarkConfig, IndexSettings, PrepareConfig, PretrainConfig, load_config, validate
-from lejepa_med.data import archive, preparing
+from lejepa_med.data import preparing
+from lejepa_med.data.index import archive
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report
 

@@ -28,8 +28,9 @@ from lejepa_med.config import (
     load_config,
     validate,
 )
-from lejepa_med.data import archive, preparing
+from lejepa_med.data import preparing
 from lejepa_med.data.cache import Cache
+from lejepa_med.data.index import archive
 from lejepa_med.data.splits import is_held_out
 from lejepa_med.data.synthetic import write_archive
 from lejepa_med.evaluation.benchmark import run_benchmark

@@ -1,4 +1,4 @@
-"""Spreads work over processes or a Dask cluster, by joblib; an item that kills its process costs that item alone.
+"""Spreads work over processes (joblib's loky) or a Dask cluster; an item that kills its process costs that item alone.
 
 A decoder written in C can crash on a damaged file, or never return. Neither may end the reading of an archive: what was
 in flight is tried again item by item in a process of its own, and the culprit gets the result that `lost` makes for it.
@@ -7,18 +7,19 @@ in flight is tried again item by item in a process of its own, and the culprit g
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import multiprocessing
 import os
 import signal
 import threading
-import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-import joblib
+from joblib.externals import loky
 
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.errors import ConfigError
@@ -29,7 +30,6 @@ Work = Callable[[list[Item]], list[Result]]
 """Takes a batch of items, returns their results in order, and never raises. A function of a module, for pickling."""
 
 _ANSWER_S = 15  # a scheduler that has not answered by then is not there
-_CHUNK = 64  # batches per round and worker: the source is read no further ahead than this
 
 
 def spread(
@@ -47,14 +47,26 @@ def spread(
     Raises:
         ConfigError: the Dask scheduler does not answer, or the extra is missing.
     """
-    workers = compute.workers or os.cpu_count() or 1
     batches = _batches(items, batch_size)
     if compute.scheduler is None and compute.workers == 1:
         yield from ((batch, work(batch)) for batch in batches)
         return
-    with _backend(compute, workers) as jobs:
-        while chunk := list(itertools.islice(batches, _CHUNK * max(1, jobs))):
-            yield from _chunk(work, chunk, jobs, lost, seconds_per_item)
+    with _pool(compute) as (executor, ahead):
+        waiting: deque[tuple[list[Item], Future[list[Result]] | None]] = deque()
+        try:
+            while _fill(waiting, batches, ahead):
+                batch = waiting[0][0]
+                try:
+                    results = _submitted(waiting, executor(), work, seconds_per_item).result()
+                except Exception:  # `work` does not raise: a process died (if it does raise, so does the next line)
+                    results = _one_by_one(work, batch, lost, seconds_per_item)
+                    waiting = deque((batch, future if _is_good(future) else None) for batch, future in waiting)
+                waiting.popleft()
+                yield batch, results
+        finally:
+            for _, future in waiting:
+                if future is not None:
+                    future.cancel()
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
@@ -63,12 +75,34 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield batch
 
 
+def _fill(waiting: deque[Any], batches: Iterator[list[Any]], ahead: int) -> bool:
+    """Reads on until `ahead` batches wait; whether any does."""
+    waiting.extend((batch, None) for batch in itertools.islice(batches, ahead - len(waiting)))
+    return bool(waiting)
+
+
+def _submitted(waiting: deque[Any], executor: Executor, work: Work[Any, Any], seconds: float) -> Future[Any]:
+    """The first of the waiting batches, after all of them have been handed out."""
+    for place, (batch, future) in enumerate(waiting):
+        if future is None:
+            waiting[place] = batch, executor.submit(_timed, work, batch, seconds)
+    first: Future[Any] = waiting[0][1]
+    return first
+
+
+def _is_good(future: Future[Any] | None) -> bool:
+    return future is not None and future.done() and not future.cancelled() and future.exception() is None
+
+
 @contextlib.contextmanager
-def _backend(compute: ComputeConfig, workers: int) -> Iterator[int]:
-    """Makes joblib use the cluster or local processes; yields the number of jobs."""
+def _pool(compute: ComputeConfig) -> Iterator[tuple[Callable[[], Executor], int]]:
+    """What gives a working executor (a new one after a crash), and how many batches may be under way."""
     if compute.scheduler is None:
-        with joblib.parallel_config("loky", n_jobs=workers):
-            yield workers
+        cores = os.cpu_count() or 1
+        workers = compute.workers or cores
+        threads = str(max(1, cores // workers))
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        yield functools.partial(loky.get_reusable_executor, max_workers=workers, timeout=60, env=limits), 4 * workers
         return
     try:
         from distributed import Client
@@ -82,30 +116,8 @@ def _backend(compute: ComputeConfig, workers: int) -> Iterator[int]:
         cores = sum(client.nthreads().values())
         if not cores:
             raise ConfigError(f"compute.scheduler: the scheduler at {compute.scheduler} has no workers")
-        with joblib.parallel_config("dask", client=client, n_jobs=cores):
-            yield cores
-
-
-def _chunk(
-    work: Work[Item, Result], chunk: list[list[Item]], jobs: int, lost: Callable[[Item], Result], seconds: float
-) -> Iterator[tuple[list[Item], list[Result]]]:
-    done = 0
-    while done < len(chunk):
-        left = chunk[done:]
-        # Never one job: joblib would run that in this process, where a crash ends everything.
-        parallel = joblib.Parallel(n_jobs=max(2, jobs), return_as="generator", batch_size=1)
-        outcomes = parallel(joblib.delayed(_timed)(work, batch, seconds) for batch in left)
-        try:
-            for results in outcomes:
-                done += 1
-                yield chunk[done - 1], results
-        except Exception:  # `work` does not raise: a process died (if it does raise, so does the next line)
-            yield chunk[done], _one_by_one(work, chunk[done], lost, seconds)
-            done += 1
-        finally:
-            with warnings.catch_warnings():  # joblib warns of tasks that nobody waits for any more
-                warnings.simplefilter("ignore")
-                outcomes.close()
+        executor: Executor = client.get_executor(pure=False)
+        yield lambda: executor, 4 * cores
 
 
 def _one_by_one(

@@ -44,7 +44,7 @@ def test_a_long_stream_is_not_read_ahead_of_its_use() -> None:
     stream = iter(range(100_000))
     found = spread(square, stream, ComputeConfig(workers=2), lost, batch_size=2)
     assert next(found) == ([0, 1], [0, 1])
-    assert next(stream) <= 2 * 2 * 64
+    assert next(stream) <= 2 * 2 * 4
     found.close()
 
 

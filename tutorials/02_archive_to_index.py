@@ -13,7 +13,8 @@ import nibabel
 import pandas as pd
 
 from lejepa_med.config import IndexSettings
-from lejepa_med.data import archive, converting
+from lejepa_med.data import converting
+from lejepa_med.data.index import archive
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.synthetic import write_archive
 from lejepa_med.data.vocabulary import FLAGS, REASONS

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import lejepa_med
 from lejepa_med.config import BenchmarkConfig, IndexSettings, ModelConfig, PrepareConfig
-from lejepa_med.data import archive, preparing
+from lejepa_med.data import preparing
+from lejepa_med.data.index import archive
 from lejepa_med.data.synthetic import write_archive
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report

@@ -25,8 +25,9 @@ class VolumeSet:
 def real_sets(data: Path, work: Path) -> Iterator[VolumeSet]:
     """Through the project's own `index` and `prepare`."""
     from lejepa_med.config import IndexSettings, PrepareConfig, load_config, validate
-    from lejepa_med.data import archive, preparing
+    from lejepa_med.data import preparing
     from lejepa_med.data.cache import Cache
+    from lejepa_med.data.index import archive
 
     plan = [
         ("heads, 1 mm, uint8", ["open_ms_longitudinal", "dicom_t1_studyforrest"], "mri", "brain_mri_1mm", 1.0),

@@ -8,8 +8,9 @@ from typing import Any
 
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import ComputeConfig, IndexSettings, PrepareConfig, load_config
-from lejepa_med.data import archive, converting, preparing
+from lejepa_med.data import converting, preparing
 from lejepa_med.data.cache import Cache
+from lejepa_med.data.index import archive
 
 
 def index(options: argparse.Namespace) -> dict[str, Any]:

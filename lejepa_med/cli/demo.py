@@ -22,7 +22,8 @@ import yaml
 from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine, duration
 from lejepa_med.config import BenchmarkConfig, Frozen, IndexSettings, PrepareConfig, PretrainConfig, load_config
-from lejepa_med.data import archive, preparing
+from lejepa_med.data import preparing
+from lejepa_med.data.index import archive
 from lejepa_med.data.synthetic import write_archive
 from lejepa_med.errors import OutputExistsError
 from lejepa_med.evaluation.benchmark import run_benchmark

@@ -14,21 +14,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data import images, nifti
-from lejepa_med.data.dicom_assembly import Candidate, assemble
-from lejepa_med.data.dicom_files import listed_stack
-from lejepa_med.data.dicom_header import NotAVolume
-from lejepa_med.data.dicom_volume import read_volume
-from lejepa_med.data.entries_dicom import drop_repeated_instances
-from lejepa_med.data.entry import FilePlace, geometry_of
-from lejepa_med.data.examine import Examined, examine
-from lejepa_med.data.file_volume import BadFile
-from lejepa_med.data.frame import Frame
+from lejepa_med.data.dicom.assembly import Candidate, assemble
+from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.header import NotAVolume
+from lejepa_med.data.dicom.listed import listed_stack
+from lejepa_med.data.dicom.volume import read_volume
+from lejepa_med.data.files import images, nifti
+from lejepa_med.data.files.file_volume import BadFile
+from lejepa_med.data.files.storage import size
+from lejepa_med.data.files.walk import walk
+from lejepa_med.data.index.entries_dicom import drop_repeated_instances
+from lejepa_med.data.index.entry import FilePlace, geometry_of
+from lejepa_med.data.index.examine import Examined, examine
+from lejepa_med.data.index.pseudonyms import Pseudonyms
 from lejepa_med.data.privacy import read_salt
-from lejepa_med.data.pseudonyms import Pseudonyms
-from lejepa_med.data.storage import size
 from lejepa_med.data.volume import Volume
-from lejepa_med.data.walk import walk
 from lejepa_med.errors import DataError
 
 

@@ -23,10 +23,10 @@ import nibabel
 import numpy as np
 from PIL import Image
 
-from lejepa_med.data import images, nifti, storage
-from lejepa_med.data.file_volume import BadFile
+from lejepa_med.data.files import images, nifti, storage
+from lejepa_med.data.files.file_volume import BadFile
+from lejepa_med.data.files.walk import walk
 from lejepa_med.data.vocabulary import REASONS
-from lejepa_med.data.walk import walk
 
 LONGEST_S = 5
 MEMORY = 1 << 30

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.acquisitions import Member, from_json, groups, member_of, to_json
-from lejepa_med.data.entries_dicom import dicom_entries
-from lejepa_med.data.examine import examine, record
-from lejepa_med.data.pseudonyms import Pseudonyms
-from lejepa_med.data.store import Member as SeriesFile
-from lejepa_med.data.walk import walk
+from lejepa_med.data.files.walk import walk
+from lejepa_med.data.index.acquisitions import Member, from_json, groups, member_of, to_json
+from lejepa_med.data.index.entries_dicom import dicom_entries
+from lejepa_med.data.index.examine import examine, record
+from lejepa_med.data.index.pseudonyms import Pseudonyms
+from lejepa_med.data.index.store import Member as SeriesFile
 from tests.data.dicom_factory import AXIAL, CT, MR, image, write
 
 PET = "1.2.840.10008.5.1.4.1.1.128"

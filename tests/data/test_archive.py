@@ -30,16 +30,16 @@ from PIL import Image
 
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data import nifti
-from lejepa_med.data.archive import IndexSummary, _lost, index
-from lejepa_med.data.archive_tables import COLUMNS
 from lejepa_med.data.converting import convert
+from lejepa_med.data.files import nifti
+from lejepa_med.data.files.walk import Found
+from lejepa_med.data.index.archive import IndexSummary, _lost, index
+from lejepa_med.data.index.archive_tables import COLUMNS
+from lejepa_med.data.index.pseudonyms import Pseudonyms
+from lejepa_med.data.index.store import Store
 from lejepa_med.data.privacy import load_salt, patient_key
-from lejepa_med.data.pseudonyms import Pseudonyms
 from lejepa_med.data.reading import Archive, read_any
-from lejepa_med.data.store import Store
 from lejepa_med.data.vocabulary import FLAGS, REASONS
-from lejepa_med.data.walk import Found
 from lejepa_med.errors import DataError
 
 PUBLIC = ("series.parquet", "series.csv", "index.html")
@@ -181,7 +181,7 @@ def test_a_killed_run_is_resumed(hospital: Path, tmp_path: Path, monkeypatch: py
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lejepa_med.data.archive.dicom_entries", killed)
+    monkeypatch.setattr("lejepa_med.data.index.archive.dicom_entries", killed)
     with pytest.raises(KeyboardInterrupt):
         run(hospital, tmp_path / "out")
     monkeypatch.undo()
@@ -284,7 +284,7 @@ def test_a_defect_of_the_reader_costs_one_series(
     def fails(*arguments: object) -> None:
         raise ValueError("could not convert string to float: 'PLANTED'")
 
-    monkeypatch.setattr("lejepa_med.data.entries_dicom.assemble", fails)
+    monkeypatch.setattr("lejepa_med.data.index.entries_dicom.assemble", fails)
     summary = run(hospital, tmp_path / "out")
     assert summary.reasons["not_understood"] == 1 and summary.files_used == 2
 
@@ -360,8 +360,8 @@ def test_other_settings_judge_anew_without_reading(
     def reads(*arguments: object) -> None:
         raise AssertionError("a file was read")
 
-    monkeypatch.setattr("lejepa_med.data.examine.examine", reads)
-    monkeypatch.setattr("lejepa_med.data.probe.listed_frame", reads)
+    monkeypatch.setattr("lejepa_med.data.index.examine.examine", reads)
+    monkeypatch.setattr("lejepa_med.data.index.probe.listed_frame", reads)
     again = run(hospital, tmp_path / "out", min_slices=9, modality="mri", accept_label_maps=True)
     assert again.files_read == 0
     assert again.reasons["too_few_slices"] == 4  # the series, two equal files and the label map
@@ -413,7 +413,7 @@ def test_numbers_of_rejected_and_tilted_series(tmp_path: Path) -> None:
 
 
 def test_files_are_found_in_a_long_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lejepa_med.data.archive_tables._FILES_ROWS", 5)  # a series of 8 is in two or three groups
+    monkeypatch.setattr("lejepa_med.data.index.archive_tables._FILES_ROWS", 5)
     for number in range(6):
         slices = stack(8, gap=1.0 + number, SeriesInstanceUID=f"1.2.826.5.{number}")
         for place, dataset in enumerate(slices):

@@ -13,10 +13,10 @@ from scipy.spatial.transform import Rotation
 from test_dicom_geometry import TEMPLATE
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.dicom_assembly import Candidate, assemble
-from lejepa_med.data.dicom_plane import normal
-from lejepa_med.data.dicom_stack import ON_GRID_MM, Stack, stack
-from lejepa_med.data.frame import Frame
+from lejepa_med.data.dicom.assembly import Candidate, assemble
+from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.plane import normal
+from lejepa_med.data.dicom.stack import ON_GRID_MM, Stack, stack
 
 PLANES = ((1.0, 0.0, 0.0, 0.0, 1.0, 0.0), (1.0, 0.0, 0.0, 0.0, 0.0, -1.0), (1.0, 0.0, 0.0, 0.0, 0.995, 0.0998749))
 

@@ -13,7 +13,7 @@ from awkward import CASES, CONTRAST, Case, table
 from dicom_factory import difference
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.archive import index
+from lejepa_med.data.index.archive import index
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
 

@@ -21,9 +21,9 @@ from lejepa_med.config import IndexSettings, PrepareConfig
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data import cache as cache_module
 from lejepa_med.data import preparing
-from lejepa_med.data.archive import index
 from lejepa_med.data.cache import COLUMNS, Cache, entry_path, publish_manifest, write_entry, write_settings
 from lejepa_med.data.dataset import CacheSource
+from lejepa_med.data.index.archive import index
 from lejepa_med.data.preparing import PrepareSummary, prepare
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive

@@ -18,8 +18,8 @@ from scipy.spatial.transform import Rotation
 from lejepa_med.config import IndexSettings
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data import converting
-from lejepa_med.data.archive import index
 from lejepa_med.data.converting import convert, write_nifti
+from lejepa_med.data.index.archive import index
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
 

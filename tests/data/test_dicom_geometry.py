@@ -29,11 +29,11 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian
 from scipy.spatial.transform import Rotation
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_assembly import Candidate, assemble
-from lejepa_med.data.dicom_volume import read_volume
-from lejepa_med.data.entries_dicom import drop_repeated_instances
-from lejepa_med.data.frame import Frame
+from lejepa_med.data.dicom.assembly import Candidate, assemble
+from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.volume import read_volume
+from lejepa_med.data.index.entries_dicom import drop_repeated_instances
 
 ROUNDING = 0.5 + 1e-3
 TEMPLATE = Frame(

@@ -20,11 +20,11 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from lejepa_med.data import vocabulary
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_elements import Elements, number, strings, tag_of, text, vector
-from lejepa_med.data.dicom_header import TAGS, NotAVolume
-from lejepa_med.data.dicom_kinds import kind
-from lejepa_med.data.dicom_stream import walk_file
+from lejepa_med.data.dicom.elements import Elements, number, strings, tag_of, text, vector
+from lejepa_med.data.dicom.header import TAGS, NotAVolume
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.kinds import kind
+from lejepa_med.data.dicom.stream import walk_file
 
 TEXTS = ("PatientID", "SOPInstanceUID", "EchoNumbers", "EchoTime", "TriggerTime", "AcquisitionTime", "StackID",
          "AcquisitionNumber", "TemporalPositionIdentifier", "Rows", "BodyPartExamined")  # fmt: skip

@@ -33,12 +33,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from lejepa_med.data import dicom_codestream
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_codestream import codestream_size
-from lejepa_med.data.dicom_header import NotAVolume
-from lejepa_med.data.dicom_pixels import padding_mask, rescaled, stored_values
-from lejepa_med.data.frame import StoredPixels
+from lejepa_med.data.dicom import codestream
+from lejepa_med.data.dicom.codestream import codestream_size
+from lejepa_med.data.dicom.frame import StoredPixels
+from lejepa_med.data.dicom.header import NotAVolume
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.pixels import padding_mask, rescaled, stored_values
 
 SHAPE = (40, 48)
 RNG = np.random.default_rng(0)
@@ -284,11 +284,11 @@ def test_lossless_by_every_decoder(
     assert plugins
     for plugin in plugins:
         try:
-            decoded = dicom_codestream.decode(content, pixels, [0], plugin)[0]
+            decoded = codestream.decode(content, pixels, [0], plugin)[0]
         except (ValueError, RuntimeError, NotImplementedError):
             assert len(plugins) > 1, "the only decoder fails"
             continue
-        np.testing.assert_array_equal(dicom_codestream.numbers_of(decoded, pixels).astype(np.int64), values, plugin)
+        np.testing.assert_array_equal(codestream.numbers_of(decoded, pixels).astype(np.int64), values, plugin)
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_codestream_that_claims_60_000_pixels_a_side_is_not_decoded() -> None:
     assert codestream_size(bytes(stream)) == (60_000, 60_000)
     pixels = StoredPixels(JPEG2000Lossless, 0, -1, 1, *SHAPE, 16, 12, 11, 0, 0, "<")
     with pytest.raises(ValueError, match="size"):
-        dicom_codestream.decode(encapsulate([bytes(stream)]), pixels, [0])
+        codestream.decode(encapsulate([bytes(stream)]), pixels, [0])
 
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
@@ -411,5 +411,5 @@ def test_run_lengths_that_do_not_add_up_are_refused_in_silence(
         place = struct.unpack_from("<2I", stream, 4)[1]
         changed[place] = 0x81 if damage == "longer" else 0xFF
     with pytest.raises(ValueError, match=r"run lengths|segments"):
-        dicom_codestream.decode(encapsulate([bytes(changed)]), pixels, [0])
+        codestream.decode(encapsulate([bytes(changed)]), pixels, [0])
     assert capfd.readouterr() == ("", "")

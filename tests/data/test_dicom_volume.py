@@ -12,11 +12,11 @@ from dicom_factory import compressed, field, image, misplaced, set_pixels, write
 from dicom_factory import stack as slices_of
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_assembly import assemble
-from lejepa_med.data.dicom_resample import onto_grid
-from lejepa_med.data.dicom_stack import Stack
-from lejepa_med.data.dicom_volume import read_volume
+from lejepa_med.data.dicom.assembly import assemble
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.resample import onto_grid
+from lejepa_med.data.dicom.stack import Stack
+from lejepa_med.data.dicom.volume import read_volume
 
 
 def stack_of(paths: list[Path]) -> Stack:

@@ -38,9 +38,9 @@ import faulthandler, json, logging, resource, sys, time, warnings
 faulthandler.enable()
 warnings.simplefilter("error")
 from pathlib import Path
-from lejepa_med.data.dicom_pixels import padding_mask, rescaled, stored_values
-from lejepa_med.data.examine import examine
-from lejepa_med.data.walk import Found
+from lejepa_med.data.dicom.pixels import padding_mask, rescaled, stored_values
+from lejepa_med.data.index.examine import examine
+from lejepa_med.data.files.walk import Found
 records = []
 logging.getLogger().addHandler(type("Heard", (logging.Handler,), {"emit": lambda self, record: records.append(1)})())
 start = None

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lejepa_med.data import images
-from lejepa_med.data.file_volume import BadFile
+from lejepa_med.data.files import images
+from lejepa_med.data.files.file_volume import BadFile
 
 GREY = np.random.default_rng(0).integers(1, 255, (20, 30), np.uint8)
 

@@ -18,7 +18,7 @@ import pytest
 from dicom_factory import SR, header, stack, write
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.archive import index
+from lejepa_med.data.index.archive import index
 
 OUTPUTS = ("series.parquet", "series.csv", "index.html", "files.parquet")
 

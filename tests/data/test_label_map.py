@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from lejepa_med.data.label_map import looks_like_labels
+from lejepa_med.data.files.label_map import looks_like_labels
 
 SIZE = 48
 PLACES = np.mgrid[:SIZE, :SIZE, :SIZE] - SIZE / 2 + 0.5

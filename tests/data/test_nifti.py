@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from lejepa_med.data import nifti
 from lejepa_med.data.converting import write_nifti
-from lejepa_med.data.file_volume import BadFile
-from lejepa_med.data.label_map import looks_like_labels
+from lejepa_med.data.files import nifti
+from lejepa_med.data.files.file_volume import BadFile
+from lejepa_med.data.files.label_map import looks_like_labels
 from lejepa_med.data.volume import Volume
 
 NOISE = np.random.default_rng(0).normal(500, 100, (8, 9, 10))

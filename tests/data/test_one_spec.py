@@ -11,8 +11,8 @@ import pytest
 
 from lejepa_med.config import IndexSettings, PrepareConfig
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.data.archive import index
 from lejepa_med.data.cache import Cache
+from lejepa_med.data.index.archive import index
 from lejepa_med.data.preparing import prepare
 from lejepa_med.evaluation.embedding import _prepare_items
 from lejepa_med.spec import PreprocessSpec

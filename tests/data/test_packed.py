@@ -16,8 +16,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from lejepa_med.data import images, nifti, packed, storage
-from lejepa_med.data.walk import Found, walk
+from lejepa_med.data.files import images, nifti, packed, storage
+from lejepa_med.data.files.walk import Found, walk
 
 CONTENTS = {
     "sub-01/a.bin": bytes(range(256)) * 40,
@@ -211,8 +211,8 @@ def test_a_tar_made_to_go_round_for_ever_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tar.gz", "tar.xz", "tar.bz2"])
 def test_a_compressed_bomb_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lejepa_med.data.packed_tar.SMALL", 1 << 20)
-    monkeypatch.setattr("lejepa_med.data.packed_tar.LARGEST_RATIO", 100)
+    monkeypatch.setattr("lejepa_med.data.files.packed_tar.SMALL", 1 << 20)
+    monkeypatch.setattr("lejepa_med.data.files.packed_tar.LARGEST_RATIO", 100)
     pack(tmp_path / "in" / f"a.{kind}", kind, {"zeros": bytes(4 << 20)})
     assert reasons(tmp_path / "in") == {f"in/a.{kind}": "too_large"}
 

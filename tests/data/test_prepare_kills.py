@@ -17,8 +17,8 @@ import pytest
 
 from lejepa_med.config import IndexSettings
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.data.archive import index
 from lejepa_med.data.cache import Cache, entry_path
+from lejepa_med.data.index.archive import index
 
 VOLUMES = 40
 OVERRIDES = ("modality=mri", "compute.workers=2", "preprocess.spacing_mm=[1,1,1]")

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_assembly import assemble
-from lejepa_med.data.examine import pack, unpack
-from lejepa_med.data.frame import Frame
+from lejepa_med.data.dicom.assembly import assemble
+from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.index.examine import pack, unpack
+from lejepa_med.data.index.pseudonyms import Pseudonyms
 from lejepa_med.data.privacy import patient_key
-from lejepa_med.data.pseudonyms import Pseudonyms
 
 NAMES = Pseudonyms(b"s" * 64)
 

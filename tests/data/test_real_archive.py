@@ -11,9 +11,9 @@ import pytest
 
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.indexing import IndexSettings
-from lejepa_med.data.archive import index
-from lejepa_med.data.dicom import read_frames
-from lejepa_med.data.dicom_assembly import assemble
+from lejepa_med.data.dicom.assembly import assemble
+from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.index.archive import index
 from lejepa_med.data.reading import Archive, read_any
 
 FOLDER = os.environ.get("LEJEPA_MED_REAL_DATA", "")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lejepa_med.config import ConfigError, load_config, validate
 from lejepa_med.config.indexing import BodyPart, IndexSettings, Sequence
-from lejepa_med.data.entry import Entry
-from lejepa_med.data.rules import extent_mm, judge
+from lejepa_med.data.index.entry import Entry
+from lejepa_med.data.index.rules import extent_mm, judge
 from lejepa_med.data.vocabulary import BODY_PARTS, FLAGS, SEQUENCES, VOLUME_REASONS
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "index"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lejepa_med.data.walk import walk
+from lejepa_med.data.files.walk import walk
 from lejepa_med.errors import DataError
 
 
@@ -162,7 +162,7 @@ def test_mistakes_of_the_user(tmp_path: Path) -> None:
 _PEAK = """
 import sys, tracemalloc
 from pathlib import Path
-from lejepa_med.data.walk import walk
+from lejepa_med.data.files.walk import walk
 for path in sys.argv[1:]:
     sum(1 for _ in walk([Path(path)]))  # whatever Python keeps from a first time
     tracemalloc.start()

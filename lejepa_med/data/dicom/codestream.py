@@ -1,0 +1,187 @@
+"""Compressed pixels of DICOM files: frames cut out of their fragments, and decoded.
+
+A codestream brings its own size, and a decoder allocates by it: it is compared with the header's before decoding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import gdcm  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.uid import UID, JPEGExtended12Bit, RLELossless
+
+from lejepa_med.data.dicom.frame import StoredPixels
+
+_J2K_START = b"\xff\x4f\xff\x51"
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_PREFERRED = ("pyjpegls", "pylibjpeg", "pillow")  # GDCM aborts the process on damaged JPEG 2000: where nothing else can
+_RUN_STEP = [code + 2 for code in range(128)] + [1] + [2] * 127
+_RUN_LENGTH = [code + 1 for code in range(128)] + [0] + [257 - code for code in range(129, 256)]
+_STANDALONE = {0x01, *range(0xD0, 0xDA)}
+
+for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
+    _channel()  # they write to stderr
+
+
+def decode(data: bytes, pixels: StoredPixels, indexes: Sequence[int], plugin: str = "") -> list[NDArray[np.generic]]:
+    """Frames of an encapsulated pixel element, each `[row, column]` as the decoder gives it.
+
+    `plugin` names the decoder of pydicom to use; by default GDCM comes last. Raises ValueError for
+    codestreams that are missing or of another size; any exception of a decoder may come out.
+    """
+    wanted = set(indexes)
+    streams = {}
+    for index, stream in enumerate(_streams(data, pixels)):
+        if index in wanted:
+            streams[index] = stream
+        if len(streams) == len(wanted):
+            break
+    if len(streams) != len(wanted):
+        raise ValueError("fewer frames than the header says")
+    return [_decoded(streams[index], pixels, plugin) for index in indexes]
+
+
+def _streams(data: bytes, pixels: StoredPixels) -> Iterator[bytes]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield from generate_frames(data, number_of_frames=pixels.frames)
+
+
+def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.generic]:
+    if pixels.syntax == RLELossless:
+        _check_runs(stream, pixels)
+    elif codestream_size(stream) != (pixels.rows, pixels.columns):
+        raise ValueError("the codestream is not of the size that the header gives")
+    if pixels.syntax == JPEGExtended12Bit and pixels.stored != 8:
+        return _extended_12_bit(stream, pixels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options: dict[str, Any] = {
+            "rows": pixels.rows, "columns": pixels.columns, "samples_per_pixel": 1, "number_of_frames": 1,
+            "photometric_interpretation": "MONOCHROME2", "bits_allocated": pixels.allocated,
+            "bits_stored": pixels.stored, "pixel_representation": pixels.signed, "pixel_keyword": "PixelData",
+        }  # fmt: skip
+        decoder = get_decoder(UID(pixels.syntax))
+        plugin = plugin or next((name for name in _PREFERRED if name in decoder.available_plugins), "")
+        try:
+            with contextlib.nullcontext() if plugin else _silence():
+                image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
+        except (Exception, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # a panic of a decoder written in Rust is no Exception
+            raise ValueError("the decoder gave up") from None
+    return image
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps what the JPEG library inside GDCM writes to stderr about damaged data from going there."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _check_runs(stream: bytes, pixels: StoredPixels) -> None:
+    """Raises ValueError for run lengths (PS3.5 annex G) that do not add up: the decoder panics on them, on stderr."""
+    count, segments = pixels.rows * pixels.columns, pixels.allocated // 8
+    if len(stream) < 64:
+        raise ValueError("no complete run lengths")
+    given, *offsets = struct.unpack_from("<16I", stream)
+    if given != segments or segments not in (1, 2, 4, 8):
+        raise ValueError("segments do not fit the bits")
+    for begin, end in itertools.pairwise([*offsets[:given], len(stream)]):
+        place, total, limit = begin, 0, min(end, len(stream))
+        while place < limit and total < count:
+            code = stream[place]
+            place += _RUN_STEP[code]
+            total += _RUN_LENGTH[code]
+        if total != count or place > limit or begin < 64:
+            raise ValueError("run lengths do not add up")
+
+
+def _extended_12_bit(stream: bytes, pixels: StoredPixels) -> NDArray[np.generic]:
+    """JPEG process 4, which GDCM decodes and pydicom does not hand to it."""
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(stream)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((pixels.columns, pixels.rows, 1))
+    image.SetDataElement(element)
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
+    image.SetPixelFormat(gdcm.PixelFormat(1, 16, pixels.stored, pixels.stored - 1, pixels.signed))
+    with _silence():
+        data = image.GetBuffer().encode("utf-8", "surrogateescape")
+    return np.frombuffer(data, "<i2" if pixels.signed else "<u2").reshape(pixels.rows, pixels.columns)
+
+
+def numbers_of(image: NDArray[np.generic], pixels: StoredPixels) -> NDArray[np.generic]:
+    """Decoded numbers with the sign that the header gives: codestreams may hold negative ones as large ones."""
+    top = 1 << (pixels.stored - 1)
+    low, high = int(image.min()), int(image.max())
+    if pixels.signed and low >= 0 and top <= high < 2 * top:
+        signed = image.astype(f"i{image.dtype.itemsize}")
+        unused = image.dtype.itemsize * 8 - pixels.stored
+        return (signed << unused) >> unused
+    if not pixels.signed and -top <= low < 0 and high < top:
+        unsigned: NDArray[np.generic] = np.bitwise_and(image, 2 * top - 1)
+        return unsigned
+    return image
+
+
+def codestream_size(stream: bytes) -> tuple[int, int]:
+    """Rows and columns of a grey JPEG, JPEG-LS or JPEG 2000 codestream; raises ValueError for all others."""
+    start = stream.find(_J2K_START, 0, 4096)
+    try:
+        if start >= 0:
+            columns, rows, left, top = struct.unpack_from(">4I", stream, start + 8)
+            tile_columns, tile_rows = struct.unpack_from(">2I", stream, start + 24)
+            (components,) = struct.unpack_from(">H", stream, start + 40)
+            size = (rows - top, columns - left)
+            if not tile_columns or not tile_rows or (rows // tile_rows + 1) * (columns // tile_columns + 1) > 65_535:
+                raise ValueError("more tiles than JPEG 2000 allows")
+        else:
+            rows, columns, components = _jpeg_frame(stream)
+            size = (rows, columns)
+    except (struct.error, IndexError):
+        raise ValueError("no complete codestream") from None
+    if components != 1:
+        raise ValueError("colour")
+    return size
+
+
+def _jpeg_frame(stream: bytes) -> tuple[int, int, int]:
+    place = 2
+    if stream[:2] != b"\xff\xd8":
+        raise ValueError("no codestream")
+    while True:
+        while stream[place] == 0xFF and stream[place + 1] == 0xFF:  # fill bytes
+            place += 1
+        marker = stream[place + 1]
+        if stream[place] != 0xFF:
+            raise ValueError("no codestream")
+        if marker in _FRAME_MARKERS:
+            rows, columns, components = struct.unpack_from(">HHB", stream, place + 5)
+            return rows, columns, components
+        place += 2
+        if marker not in _STANDALONE:
+            place += max(2, struct.unpack_from(">H", stream, place)[0])
