@@ -476,3 +476,13 @@ def test_thin_and_thick_of_one_acquisition_are_one_group(tmp_path: Path) -> None
     thick = next(iter(groups[4]))
     assert thick in groups[12] and len(groups[12]) == 2
     assert thick == min(table.loc[table["group_key"] == thick, "series_key"])
+
+
+def test_pictures_with_burnt_in_text_are_not_shown(tmp_path: Path) -> None:
+    write(tmp_path / "in", stack(8))
+    run(tmp_path / "in", tmp_path / "clean")
+    assert (tmp_path / "clean" / "index.html").read_text().count("<img") == 1
+    write(tmp_path / "in", stack(8, BurnedInAnnotation="YES"))
+    run(tmp_path / "in", tmp_path / "marked")
+    assert list(Archive.open(tmp_path / "marked").table["flags"]) == ["burned_in"]
+    assert "<img" not in (tmp_path / "marked" / "index.html").read_text()

@@ -127,13 +127,14 @@ class EntryTable:
             yield list(self.entries(condition, "known_patient DESC, first_file, series_key"))
 
     def sample(self, size: int) -> list[Entry]:
-        """Usable entries, as evenly from each source and modality as there are.
+        """Usable entries without burnt-in text, as evenly from each source and modality as there are.
 
         Keys are hashes, so the first ones in their order are a random choice.
         """
         rows = self._sql.execute(
             "SELECT record FROM (SELECT record, source, modality, series_key, ROW_NUMBER() OVER "
-            "(PARTITION BY source, modality ORDER BY series_key) AS turn FROM entries WHERE reason = '') "
+            "(PARTITION BY source, modality ORDER BY series_key) AS turn FROM entries "
+            """WHERE reason = '' AND instr(record, '"burned_in"') = 0) """
             "ORDER BY turn, source, modality LIMIT ?",
             (size,),
         )
