@@ -109,6 +109,8 @@ def _problems(kind: type[BaseModel], values: Mapping[str, Any], error: Validatio
         start = f"`{where}`" if where else ""
         if item["type"] == "extra_forbidden":
             found.setdefault(f"unknown key {start}; {_hint(kind, [str(part) for part in item['loc']])}", [])
+        elif item["type"] == "missing" and isinstance(item["loc"][-1], int):
+            found.setdefault(f"`{where.rpartition('.')[0]}` has too few values, got {item['input']!r}", [])
         elif item["type"] == "missing":
             found.setdefault(f"{start} is required", [])
         else:
@@ -125,11 +127,16 @@ def _problems(kind: type[BaseModel], values: Mapping[str, Any], error: Validatio
 def _user_path(values: Any, location: Sequence[int | str], keep_last: bool) -> Iterator[str]:
     """The part of pydantic's location that the user wrote, without tags of unions."""
     for number, part in enumerate(location):
-        inside = part in values if isinstance(values, Mapping) else isinstance(values, list) and isinstance(part, int)
+        inside = part in values if isinstance(values, Mapping) else _has_item(values, part)
         if inside:
             values = values[part]
         if inside or (keep_last and number == len(location) - 1):
             yield str(part)
+
+
+def _has_item(values: Any, part: int | str) -> bool:
+    """A list that is too short has no such item; then the setting itself is named."""
+    return isinstance(values, list) and isinstance(part, int) and part < len(values)
 
 
 def _hint(kind: type[BaseModel], location: Sequence[str]) -> str:

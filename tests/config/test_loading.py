@@ -16,6 +16,7 @@ from lejepa_med.config import (
     BenchmarkConfig,
     ConfigError,
     IndexSettings,
+    PrepareConfig,
     PretrainConfig,
     ProbeConfig,
     describe,
@@ -88,6 +89,19 @@ def test_paths_inside_tagged_lists_are_those_of_the_file() -> None:
     assert message(BenchmarkConfig, BENCHMARK | {"tasks": [TASK, TASK]}).endswith(
         "`tasks`: names must differ, also as file names"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        (IndexSettings, {"min_extent_mm": [1, 2]}, "`min_extent_mm` has too few values, got [1, 2]"),
+        (IndexSettings, {"min_extent_mm": []}, "`min_extent_mm` has too few values, got []"),
+        (PrepareConfig, {"preprocess": {"spacing_mm": [1, 2]}}, "`preprocess.spacing_mm` has too few values, got [1, "),
+        (IndexSettings, {"min_extent_mm": [1, 2, 3, 4]}, "at most 3 items after validation, not 4"),
+    ],
+)
+def test_lists_of_another_length(kind: type[BaseModel], values: dict[str, Any], expected: str) -> None:
+    assert message(kind, values).count(expected) == 1
 
 
 def test_required_keys_are_named() -> None:

@@ -207,16 +207,16 @@ def test_held_out_loss_rises_while_training_loss_falls() -> None:
 
 
 def test_a_run_that_memorises_its_patients(tmp_path: Path) -> None:
-    """The healthy run above, half as long again."""
+    """The healthy run above with half the patients, twice as long at twice the rate."""
     run = small_run(
         tmp_path / "run",
-        patients=160,
+        patients=80,
         scans=2,
         data={"monitor_fraction": 0.1},
         views={"num_local": 0},
         objective={"lam": 0.98, "num_slices": 64},
-        optim={"lr": 1e-2},
-        train={"steps": 120, "batch_size": 64, "diagnostics_every": 10},
+        optim={"lr": 2e-2},
+        train={"steps": 160, "batch_size": 64, "diagnostics_every": 10},
     )
     assert any("held_out_rising" in line["advice"] for line in read_log(run.path, "diagnostics"))
 
@@ -272,7 +272,7 @@ def test_pretrain_says_it_at_once_and_at_its_end(
     names = [f"patient {number}" for number in range(8)]
     monkeypatch.setattr(api, "open_source", lambda data, config: (DatasetSource(Patterns(names)), None))
     values = SETTINGS | {"model": {"name": "resnet10_3d", "width": 0.125, "stem_stride": 1, "stem_pool": False}}
-    values = values | {"views": values["views"] | {"global_size": [16, 16, 16], "local_size": [16, 16, 16]}}
+    values = values | {"views": values["views"] | {"global_size": [12, 12, 12], "local_size": [12, 12, 12]}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
     words = [
         "pretrain",
