@@ -17,7 +17,7 @@ from lejepa_med.data.index.archive import index
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
 
-for part in ("spacing", "planes", "parts", "files"):
+for part in ("spacing", "planes", "parts", "turns", "files"):
     importlib.import_module(f"awkward_{part}")
 PAGE = Path(__file__).parents[2] / "docs" / "dicom_cases.md"
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.interleaved import taken_in_turns
 from lejepa_med.data.dicom.plane import PARALLEL_MM, corner_distances_mm, has_geometry, image_sides, plane
 from lejepa_med.data.dicom.split import drop_repeated_positions, identity, kept_parts, split
 from lejepa_med.data.dicom.stack import Stack, stack
@@ -107,6 +108,8 @@ def _judge(label: str, part: str, frames: tuple[Frame, ...], kept: bool, setting
     if not reason and repeated > max(1, len(frames) // 10):
         reason = "ambiguous_positions"
     reason = reason or built.reason or ("" if kept else "timepoint_not_kept")
+    if not reason and taken_in_turns(built, settings.max_hole_slices):
+        flags.add("interleaved_parts")
     return Candidate(built.frames, label, part, built, reason, frozenset(flags), dropped)
 
 

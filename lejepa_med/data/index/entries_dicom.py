@@ -19,6 +19,9 @@ from lejepa_med.data.index.examine import unpack
 from lejepa_med.data.index.store import Member
 from lejepa_med.data.privacy import keyed_hash
 
+USUAL_SPACING_MM = (0.05, 20.0)
+"""Voxel sides of other lengths are flagged."""
+
 
 @dataclass(frozen=True)
 class _Series:
@@ -44,8 +47,9 @@ def dicom_entries(
     # One series UID under several studies is an anonymiser's mistake; they stay apart.
     identity = "\0".join((uid, first.study_uid, first.patient_id)) if uid_is_shared else uid
     series = _Series(identity, files, salt)
+    flags = {"shared_series_uid"} if uid_is_shared else set()
     try:
-        return _entries(frames, series, settings)
+        return [entry.flagged(*flags) for entry in _entries(frames, series, settings)]
     except Exception:  # its message could quote the header, and one odd series must not cost the archive
         return [_left_out(series, first, "not_understood", sorted(files), "failed")]
 
@@ -122,9 +126,11 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
         return entry
     spacing, orientation = geometry_of(candidate.stack.affine, 3)
     several = len(candidate.frames) > 1
+    low, high = USUAL_SPACING_MM
+    unusual = min(spacing) < low or max(spacing) > high
     gaps = "/".join(f"{gap:.3g}" for gap in candidate.stack.gaps_mm)
     return replace(
-        entry,
+        entry.flagged(*(["spacing_suspect"] if unusual and several else [])),
         shape=candidate.stack.shape,
         spacing_mm=spacing,
         orientation=orientation,
