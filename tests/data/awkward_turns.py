@@ -52,11 +52,9 @@ def _register(keyword: str) -> None:
     undecided = keyword in SAY_NOTHING
     whole = "{} slices: interleaved_parts".format
 
-    def add(
-        suffix: str, story: str, expected: Sequence[str], shifts: Sequence[float], heights: Sequence[float]
-    ) -> None:
+    def add(suffix: str, story: str, expected: Sequence[str], *shifts: float, count: int = 10) -> None:
         def make() -> list[Dataset]:
-            return shifted(keyword, shifts, heights)
+            return shifted(keyword, shifts, EVEN[:count])
 
         make.__name__ = f"{suffix}_by_{name}"
         mixed = CONTRAST if "interleaved_parts" in expected[0] else 0.0  # the parts of what stays one differ that much

@@ -2,14 +2,15 @@
 
 What names a time point, a contrast or a stack settles it: volumes. Acquisition numbers, acquisition times and trigger
 times do not, since packages of one scan differ in them too. But packages fill every place in turn, at even distances:
-parts that do not are volumes. The rest stays one volume, which `taken_in_turns` tells of.
+parts that do not are volumes. What is left is one volume, and said to be undecided.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,24 +28,22 @@ _NAMES_A_VOLUME: tuple[str, ...] = ("temporal", "echo", "b_value", "direction", 
 _NAMES_A_PASS: tuple[str, ...] = ("trigger", "acquisition", "time")
 
 
-def separating_tag(whole: Stack, max_missing: int) -> str:
-    """The first tag by which a regular stack falls into volumes that lie between each other; empty if none does."""
+def taken_apart_by(whole: Stack, max_missing: int) -> tuple[str, bool]:
+    """The first tag by which a regular stack falls into volumes that lie between each other, empty if none does.
+
+    And then, whether numbers or times of acquisition make stacks of their own of its slices, but evenly spaced ones.
+    Where every slice has its own, as in step-and-shoot and most of MRI, nothing does.
+    """
     for tag in _NAMES_A_VOLUME:
         if _turns(whole, tag, max_missing):
-            return tag
+            return tag, False
+    undecided = False
     for tag in _NAMES_A_PASS:
         parts = _turns(whole, tag, max_missing)
         if parts and _uneven(whole, parts):
-            return tag
-    return ""
-
-
-def taken_in_turns(whole: Stack, max_missing: int) -> bool:
-    """Whether numbers or times of acquisition make stacks of their own of the slices of an evenly spaced one.
-
-    Where every slice has its own, as step-and-shoot and most MRI have it, nothing does.
-    """
-    return any(_turns(whole, tag, max_missing) for tag in _NAMES_A_PASS)
+            return tag, False
+        undecided |= bool(parts)
+    return "", undecided
 
 
 def tag_value(frame: Frame, tag: str) -> str:
@@ -55,22 +54,23 @@ def tag_value(frame: Frame, tag: str) -> str:
 
 def _turns(whole: Stack, tag: str, max_missing: int) -> list[NDArray[np.int64]]:
     """The slices of each value of a tag if each value makes a regular stack, none has neighbours, and some overlap."""
-    values = [tag_value(frame, tag) for frame in whole.frames]
+    values = list(map(attrgetter(tag), whole.frames))
+    if values.count(values[0]) == len(values):
+        return []
     counts = Counter(values)
-    if len(counts) < 2 or sum(count for count in counts.values() if count >= MIN_SLICES) < REGULAR_SHARE * len(values):
+    if sum(count for count in counts.values() if count >= MIN_SLICES) < REGULAR_SHARE * len(values):
         return []
-    places, slots = np.array(values), np.array(whole.slots)
-    members = (np.flatnonzero(places == value) for value, count in sorted(counts.items()) if count >= MIN_SLICES)
-    parts = [part for part in members if _regular([whole.frames[k] for k in part], max_missing)]
-    if any((np.diff(slots[part]) < 2).any() for part in parts):
+    slots = np.array(whole.slots)
+    members: dict[str | tuple[str, ...], list[int]] = defaultdict(list)
+    for k, value in enumerate(values):
+        members[value].append(k)
+    large = [np.array(part) for _, part in sorted(members.items()) if len(part) >= MIN_SLICES]
+    if any((np.diff(slots[part]) < 2).any() for part in large):
         return []
+    parts = [part for part in large if not stack([whole.frames[k] for k in part], max_missing).reason]
     extents = sorted((int(slots[part[0]]), int(slots[part[-1]])) for part in parts)
     overlap = any(after[0] < before[1] for before, after in pairwise(extents))
     return parts if overlap and sum(map(len, parts)) >= REGULAR_SHARE * len(values) else []
-
-
-def _regular(frames: Sequence[Frame], max_missing: int) -> bool:
-    return not stack(frames, max_missing).reason
 
 
 def _uneven(whole: Stack, parts: Sequence[NDArray[np.int64]]) -> bool:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom.frame import Frame
-from lejepa_med.data.dicom.interleaved import MIN_SLICES, REGULAR_SHARE, separating_tag, tag_value
+from lejepa_med.data.dicom.interleaved import MIN_SLICES, REGULAR_SHARE, tag_value, taken_apart_by
 from lejepa_med.data.dicom.plane import common_plane, normal
 from lejepa_med.data.dicom.stack import Stack, along_normal, stack
 
@@ -40,23 +42,42 @@ def identity(frame: Frame) -> tuple[str, int, str]:
     return frame.sop_uid, frame.index, frame.path
 
 
-def split(frames: list[Frame], settings: IndexSettings) -> dict[str, list[Frame]]:
+@dataclass(frozen=True)
+class Part:
+    """Frames of one volume, all of them; those with a position of their own as a stack, and the rest.
+
+    `between_by` and `in_turns` are what `interleaved.taken_apart_by` says of the stack.
+    """
+
+    frames: list[Frame]
+    stack: Stack
+    dropped: tuple[Frame, ...]
+    between_by: str
+    in_turns: bool
+
+
+def split(frames: list[Frame], settings: IndexSettings) -> dict[str, Part]:
     """The parts of one geometry group by label; a single part "" where nothing repeats or nothing explains it."""
-    unique, _, repeated = drop_repeated_positions(frames)
-    whole = stack(unique, settings.max_hole_slices)
-    if not repeated and not whole.reason:
-        return _between_each_other("", frames, whole, settings)
-    found = {}
-    for label, part in _by_overlap(frames, bool(repeated), settings).items():
-        built = stack(drop_repeated_positions(part)[0], settings.max_hole_slices) if label else whole
-        found.update(_between_each_other(label, part, built, settings))
+    whole = _part(frames, settings)
+    if not whole.dropped and not whole.stack.reason:
+        return _between_each_other("", whole, settings)
+    found: dict[str, Part] = {}
+    for label, members in _by_overlap(frames, bool(whole.dropped), settings).items():
+        found.update(_between_each_other(label, _part(members, settings) if label else whole, settings))
     return found
+
+
+def _part(frames: list[Frame], settings: IndexSettings) -> Part:
+    unique, dropped = drop_repeated_positions(frames)
+    built = stack(unique, settings.max_hole_slices)
+    tag, in_turns = ("", False) if built.reason else taken_apart_by(built, settings.max_hole_slices)
+    return Part(frames, built, dropped, tag, in_turns)
 
 
 def _by_overlap(frames: list[Frame], repeated: bool, settings: IndexSettings) -> dict[str, list[Frame]]:
     """Parts by the fewest tags that make regular stacks of slices at repeated positions or of parts that overlap."""
     whole = {"": frames}
-    varying = [tag for tag in _SPLIT_TAGS if len({tag_value(frame, tag) for frame in frames}) > 1]
+    varying = [tag for tag in _SPLIT_TAGS if len(set(map(attrgetter(tag), frames))) > 1]
     for size in (1, 2, 3):
         best, best_share = whole, REGULAR_SHARE
         for tags in itertools.combinations(varying, size):
@@ -70,34 +91,30 @@ def _by_overlap(frames: list[Frame], repeated: bool, settings: IndexSettings) ->
     return whole
 
 
-def _between_each_other(
-    label: str, frames: list[Frame], built: Stack, settings: IndexSettings
-) -> dict[str, list[Frame]]:
-    """Frames that `built` stacks, taken apart as often as their slices turn out to be those of several volumes."""
-    tag = "" if built.reason else separating_tag(built, settings.max_hole_slices)
-    if not tag:
-        return {label: frames}
-    found = {}
-    for name, part in _parts(frames, (tag,)).items():
-        finer = stack(drop_repeated_positions(part)[0], settings.max_hole_slices)
-        found.update(_between_each_other(f"{label}|{name}" if label else name, part, finer, settings))
+def _between_each_other(label: str, part: Part, settings: IndexSettings) -> dict[str, Part]:
+    """A part, taken apart as often as its slices turn out to be those of several volumes."""
+    if not part.between_by:
+        return {label: part}
+    found: dict[str, Part] = {}
+    for name, members in _parts(part.frames, (part.between_by,)).items():
+        found.update(_between_each_other(f"{label}|{name}" if label else name, _part(members, settings), settings))
     return found
 
 
-def kept_parts(parts: dict[str, list[Frame]], limit: int) -> set[str]:
+def kept_parts(parts: dict[str, Part], limit: int) -> set[str]:
     """Of parts that differ in time or direction only, the first `limit`."""
     seen: Counter[str] = Counter()
     kept = set()
-    for label, frames in parts.items():
-        contrast = "|".join(tag_value(frames[0], tag) for tag in _SPLIT_TAGS if tag not in TIME_TAGS)
+    for label, part in parts.items():
+        contrast = "|".join(tag_value(part.frames[0], tag) for tag in _SPLIT_TAGS if tag not in TIME_TAGS)
         seen[contrast] += 1
         if seen[contrast] <= limit:
             kept.add(label)
     return kept
 
 
-def drop_repeated_positions(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], tuple[Frame, ...], int]:
-    """Frames in order along the normal with one per position, the frames left out, and their number.
+def drop_repeated_positions(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+    """Frames in order along the normal with one per position, and the frames left out.
 
     Of several at one position the one stays that agrees with most of the others: a stray slice of an aborted time
     point must not replace one of the volume.
@@ -112,12 +129,11 @@ def drop_repeated_positions(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...],
         else:
             clusters.append([k])
     if len(clusters) == len(frames):
-        return tuple(frames[k] for k in order), (), 0
+        return tuple(frames[k] for k in order), ()
     agreement = _agreement(frames)
     kept = [min(cluster, key=lambda k: (-agreement[k], identity(frames[k]))) for cluster in clusters]
     stays = set(kept)
-    dropped = [k for k in order if k not in stays]
-    return tuple(frames[k] for k in kept), tuple(frames[k] for k in dropped), len(dropped)
+    return tuple(frames[k] for k in kept), tuple(frames[k] for k in order if k not in stays)
 
 
 def _same_place_mm(gaps: NDArray[np.float64], frame: Frame) -> float:
@@ -161,8 +177,8 @@ def _natural(frame: Frame, tags: Sequence[str]) -> tuple[tuple[float, str], ...]
 def _regular_share(parts: Sequence[Sequence[Frame]], max_missing: int) -> float:
     regular = 0
     for part in (part for part in parts if len(part) >= MIN_SLICES):
-        unique, _, repeated = drop_repeated_positions(part)
-        if not repeated and not stack(unique, max_missing).reason:
+        unique, dropped = drop_repeated_positions(part)
+        if not dropped and not stack(unique, max_missing).reason:
             regular += len(part)
     return regular / sum(len(part) for part in parts)
 
