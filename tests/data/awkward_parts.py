@@ -52,6 +52,15 @@ def patient_id_with_blanks() -> list[Dataset]:
     return slices
 
 
+@case("no patient id in every second slice", "4 slices: shared_series_uid",
+      "4 slices: patient_unknown;shared_series_uid")  # fmt: skip
+def patient_id_missing() -> list[Dataset]:
+    slices = axial(EVEN)
+    for dataset in slices[::2]:
+        dataset.PatientID = ""
+    return slices
+
+
 @case("an id in small letters in every second slice: other ids are other patients", 
       *["4 slices: shared_series_uid"] * 2)  # fmt: skip
 def patient_id_of_other_case() -> list[Dataset]:

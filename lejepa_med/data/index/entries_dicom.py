@@ -42,7 +42,7 @@ def dicom_entries(
     """The rows of one series, from its files in the order of the walk."""
     files = {f"{member.file:015d}": member for member in members}
     shared: dict[tuple[int, Any], Any] = {}
-    frames = [frame for path, member in files.items() for frame in unpack(member.payload, path, shared)]
+    frames = with_patient([frame for path, member in files.items() for frame in unpack(member.payload, path, shared)])
     first = frames[0]
     # One series UID under several studies is an anonymiser's mistake; they stay apart.
     identity = "\0".join((uid, first.study_uid, first.patient_id)) if uid_is_shared else uid
@@ -52,6 +52,20 @@ def dicom_entries(
         return [entry.flagged(*flags) for entry in _entries(frames, series, settings)]
     except Exception:  # its message could quote the header, and one odd series must not cost the archive
         return [_left_out(series, first, "not_understood", sorted(files), "failed")]
+
+
+def with_patient(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames of one series, those without a patient given the one that the others of their study have, if it is one."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for frame in frames:
+        patients[frame.study_uid].add(frame.patient_id)
+    known = {study: max(found) for study, found in patients.items() if len(found) == 2 and "" in found and study}
+    return [
+        replace(frame, patient_id=known[frame.study_uid])
+        if not frame.patient_id and frame.study_uid in known
+        else frame
+        for frame in frames
+    ]
 
 
 def _entries(frames: Sequence[Frame], series: _Series, settings: IndexSettings) -> list[Entry]:
