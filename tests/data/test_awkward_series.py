@@ -50,6 +50,8 @@ def test_right_or_rejected(case: Case, tmp_path: Path) -> None:
 
 def test_the_page_lists_these_cases() -> None:
     assert PAGE.read_text(encoding="utf-8") == table()
+    rules = PAGE.with_name("dicom_rules.md").read_text(encoding="utf-8")
+    assert f"What becomes of {len(CASES)} awkward series" in rules
 
 
 if __name__ == "__main__":
