@@ -107,6 +107,8 @@ FLAGS: dict[str, str] = {
     "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
     "burned_in": "marked as having text burnt into its pixels",
     "nan_filled": "NaN outside the body, or in at most 0.1 % of the voxels, set to the lowest value",
+    "interleaved_parts": "slices in turns of several acquisition numbers or times: one scan, or shifted time points",
+    "shared_series_uid": "the same series UID also stands under another patient or study",
 }
 
 SEQUENCES = (

@@ -34,14 +34,48 @@ def two_series() -> list[Dataset]:
     return [*axial(EVEN), *brighter(axial([1.5 * k for k in range(6)], 50, SeriesInstanceUID="1.2.826.77.22"), 1)]
 
 
-@case("one series UID in two studies", "8 slices", "8 slices")
+@case("one series UID in two studies", *["8 slices: shared_series_uid"] * 2)
 def one_series_in_two_studies() -> list[Dataset]:
     return [*axial(EVEN), *brighter(axial(EVEN, 50, StudyInstanceUID="1.2.826.77.11"), 1)]
 
 
-@case("two patients under one study and series UID", "8 slices", "8 slices")
+@case("two patients under one study and series UID", *["8 slices: shared_series_uid"] * 2)
 def one_series_of_two_patients() -> list[Dataset]:
     return [*axial(EVEN), *brighter(axial(EVEN, 50, PatientID="PLANTED-ID-2"), 1)]
+
+
+@case("an id with blanks around it in every second slice", "8 slices")
+def patient_id_with_blanks() -> list[Dataset]:
+    slices = axial(EVEN)
+    for dataset in slices[::2]:
+        dataset.PatientID = f"  {dataset.PatientID}  "
+    return slices
+
+
+@case("no patient id in every second slice", "4 slices: shared_series_uid",
+      "4 slices: patient_unknown;shared_series_uid")  # fmt: skip
+def patient_id_missing() -> list[Dataset]:
+    slices = axial(EVEN)
+    for dataset in slices[::2]:
+        dataset.PatientID = ""
+    return slices
+
+
+@case("an id in small letters in every second slice: other ids are other patients", 
+      *["4 slices: shared_series_uid"] * 2)  # fmt: skip
+def patient_id_of_other_case() -> list[Dataset]:
+    slices = axial(EVEN)
+    for dataset in slices[::2]:
+        dataset.PatientID = dataset.PatientID.lower()
+    return slices
+
+
+@case("two patients' ids in turn under one series UID", *["4 slices: shared_series_uid"] * 2)
+def patient_ids_in_turn() -> list[Dataset]:
+    slices = axial(EVEN)
+    for dataset in slices[::2]:
+        dataset.PatientID = "PLANTED-ID-2"
+    return slices
 
 
 @case("one instance UID for all slices, and different positions", "8 slices")
@@ -168,7 +202,7 @@ def step_and_shoot() -> list[Dataset]:
     return slices
 
 
-@case("odd and even slices under two acquisition numbers", "8 slices")
+@case("odd and even slices under two acquisition numbers", "8 slices: interleaved_parts")
 def interleaved_acquisitions() -> list[Dataset]:
     slices = axial(EVEN)
     for k, dataset in enumerate(slices):

@@ -207,6 +207,46 @@ def positions_of_one_decimal() -> list[Dataset]:
     return slices
 
 
+@case("gaps of 0.1 mm", "14 slices")
+def fine_gaps() -> list[Dataset]:
+    return axial((0.1 * np.arange(14)).tolist())
+
+
+@case("gaps of 0.04 mm", "14 slices: spacing_suspect")
+def micro_gaps() -> list[Dataset]:
+    return axial((0.04 * np.arange(14)).tolist())
+
+
+@case("gaps of 0.02 mm", "14 slices: spacing_suspect")
+def finer_micro_gaps() -> list[Dataset]:
+    return axial((0.02 * np.arange(14)).tolist(), spacing=(0.02, 0.02))
+
+
+@case("gaps of 0.025 mm, positions of two decimals", "14 slices: spacing_suspect", within_mm=0.006)
+def micro_gaps_of_two_decimals() -> list[Dataset]:
+    slices = axial((0.025 * np.arange(14)).tolist())
+    for dataset in slices:
+        dataset.ImagePositionPatient = [round(float(part), 2) for part in dataset.ImagePositionPatient]
+    return slices
+
+
+@case("gaps of 0.04 mm, a slice missing and another there twice",
+      "14 slices: missing_slices;repeated_positions;spacing_suspect", "rejected duplicate")  # fmt: skip
+def micro_gaps_with_a_hole_and_a_copy() -> list[Dataset]:
+    slices = axial((0.04 * np.arange(14)).tolist())
+    return [*slices[:5], *slices[6:], *axial([0.04 * 9], 50)]
+
+
+@case("gaps of 0.04 mm, a slice 0.019 mm off", "14 slices: resampled_slices;spacing_suspect", within_mm=0.01)
+def micro_gaps_with_jitter() -> list[Dataset]:
+    return moved(axial((0.04 * np.arange(14)).tolist()), (0, 0, 0.019), 6)
+
+
+@case("one place 14 times, drifting by 0.01 mm each time", "rejected ambiguous_positions", "rejected duplicate")
+def drift_at_one_place() -> list[Dataset]:
+    return axial((0.01 * np.arange(14)).tolist())
+
+
 @case("pixel spacing 0", "rejected no_geometry")
 def zero_pixel_spacing() -> list[Dataset]:
     return axial(EVEN, PixelSpacing=[0, 0])

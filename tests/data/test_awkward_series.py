@@ -17,7 +17,7 @@ from lejepa_med.data.index.archive import index
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
 
-for part in ("spacing", "planes", "parts", "files"):
+for part in ("spacing", "planes", "parts", "turns", "files"):
     importlib.import_module(f"awkward_{part}")
 PAGE = Path(__file__).parents[2] / "docs" / "dicom_cases.md"
 
@@ -50,6 +50,8 @@ def test_right_or_rejected(case: Case, tmp_path: Path) -> None:
 
 def test_the_page_lists_these_cases() -> None:
     assert PAGE.read_text(encoding="utf-8") == table()
+    rules = PAGE.with_name("dicom_rules.md").read_text(encoding="utf-8")
+    assert f"What becomes of {len(CASES)} awkward series" in rules
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ import numpy as np
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom.frame import Frame
 from lejepa_med.data.dicom.plane import PARALLEL_MM, corner_distances_mm, has_geometry, image_sides, plane
-from lejepa_med.data.dicom.split import drop_repeated_positions, identity, kept_parts, split
-from lejepa_med.data.dicom.stack import Stack, stack
+from lejepa_med.data.dicom.split import Part, identity, kept_parts, split
+from lejepa_med.data.dicom.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -90,15 +90,17 @@ def _candidates_of_group(label: str, frames: list[Frame], settings: IndexSetting
         return [Candidate(tuple(frames), label, "", None, reason, frozenset())]
     parts = split(frames, settings)
     kept = kept_parts(parts, settings.keep_timepoints)
-    return [_judge(label, part, tuple(group), part in kept, settings) for part, group in parts.items()]
+    return [_judge(label, name, part, name in kept, settings) for name, part in parts.items()]
 
 
-def _judge(label: str, part: str, frames: tuple[Frame, ...], kept: bool, settings: IndexSettings) -> Candidate:
-    unique, dropped, repeated = drop_repeated_positions(frames)
-    built = stack(unique, settings.max_hole_slices)
+def _judge(label: str, name: str, part: Part, kept: bool, settings: IndexSettings) -> Candidate:
+    frames, built = part.frames, part.stack
+    repeated = len(part.dropped)
     flags = {flag for frame in frames for flag in frame.flags} | set(built.flags)
     if repeated:
         flags.add("repeated_positions")
+    if part.in_turns:
+        flags.add("interleaved_parts")
     reason = _kind_reason(frames[0].kind, settings)
     if frames[0].kind != "image" and not reason:
         flags.add("localizer" if frames[0].kind == "localizer" else "derived_map")
@@ -107,7 +109,7 @@ def _judge(label: str, part: str, frames: tuple[Frame, ...], kept: bool, setting
     if not reason and repeated > max(1, len(frames) // 10):
         reason = "ambiguous_positions"
     reason = reason or built.reason or ("" if kept else "timepoint_not_kept")
-    return Candidate(built.frames, label, part, built, reason, frozenset(flags), dropped)
+    return Candidate(built.frames, label, name, built, reason, frozenset(flags), part.dropped)
 
 
 def _kind_reason(kind: str, settings: IndexSettings) -> str:

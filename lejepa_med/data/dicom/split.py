@@ -1,7 +1,8 @@
 """Splits slices of one plane into volumes by time point, echo, b-value and the like, and drops repeated positions.
 
-A split happens only where positions repeat or parts overlap, and only if at least 90 % of the slices then form regular
-stacks. Values are compared and, where they are numbers, ordered; nothing else is read out of them.
+Where positions repeat or parts overlap off the grid, a split needs at least 90 % of the slices in regular stacks; what
+lies between each other on one grid is a matter of `interleaved`. Values are compared and, where they are numbers,
+ordered; nothing else is read out of them.
 """
 
 from __future__ import annotations
@@ -9,22 +10,28 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.data.dicom.frame import Frame
+from lejepa_med.data.dicom.interleaved import MIN_SLICES, REGULAR_SHARE, tag_value, taken_apart_by
 from lejepa_med.data.dicom.plane import common_plane, normal
-from lejepa_med.data.dicom.stack import along_normal, stack
-
-REGULAR_SHARE = 0.9
-"""A split counts if this share of the slices falls into regular stacks."""
+from lejepa_med.data.dicom.stack import Stack, along_normal, stack
 
 SAME_PLACE_MM = 0.05
-"""Slices closer than this along the normal are at one position."""
+"""Slices closer than this along the normal are at one position, unless all slices are that close (`_same_place_mm`)."""
+
+_EQUAL_MM = 0.001
+"""Positions that differ by no more differ in how they were written."""
+
+_FINEST_GAP = 0.02
+"""Slices at different places are at least this share of a pixel apart."""
 
 TIME_TAGS: tuple[str, ...] = ("temporal", "trigger", "direction", "acquisition", "time")
-_CONTRAST_TAGS: tuple[str, ...] = ("echo", "b_value", "image_type")
 _SPLIT_TAGS: tuple[str, ...] = (
     "temporal", "trigger", "echo", "b_value", "direction", "image_type", "stack", "acquisition", "time",
 )  # fmt: skip
@@ -35,13 +42,42 @@ def identity(frame: Frame) -> tuple[str, int, str]:
     return frame.sop_uid, frame.index, frame.path
 
 
-def split(frames: list[Frame], settings: IndexSettings) -> dict[str, list[Frame]]:
+@dataclass(frozen=True)
+class Part:
+    """Frames of one volume, all of them; those with a position of their own as a stack, and the rest.
+
+    `between_by` and `in_turns` are what `interleaved.taken_apart_by` says of the stack.
+    """
+
+    frames: list[Frame]
+    stack: Stack
+    dropped: tuple[Frame, ...]
+    between_by: str
+    in_turns: bool
+
+
+def split(frames: list[Frame], settings: IndexSettings) -> dict[str, Part]:
     """The parts of one geometry group by label; a single part "" where nothing repeats or nothing explains it."""
-    unique, _, repeated = drop_repeated_positions(frames)
+    whole = _part(frames, settings)
+    if not whole.dropped and not whole.stack.reason:
+        return _between_each_other("", whole, settings)
+    found: dict[str, Part] = {}
+    for label, members in _by_overlap(frames, bool(whole.dropped), settings).items():
+        found.update(_between_each_other(label, _part(members, settings) if label else whole, settings))
+    return found
+
+
+def _part(frames: list[Frame], settings: IndexSettings) -> Part:
+    unique, dropped = drop_repeated_positions(frames)
+    built = stack(unique, settings.max_hole_slices)
+    tag, in_turns = ("", False) if built.reason else taken_apart_by(built, settings.max_hole_slices)
+    return Part(frames, built, dropped, tag, in_turns)
+
+
+def _by_overlap(frames: list[Frame], repeated: bool, settings: IndexSettings) -> dict[str, list[Frame]]:
+    """Parts by the fewest tags that make regular stacks of slices at repeated positions or of parts that overlap."""
     whole = {"": frames}
-    varying = [tag for tag in _SPLIT_TAGS if len({_value(frame, tag) for frame in frames}) > 1]
-    if not repeated and not stack(unique, settings.max_hole_slices).reason:
-        return _interleaved_contrasts(frames, varying) or whole
+    varying = [tag for tag in _SPLIT_TAGS if len(set(map(attrgetter(tag), frames))) > 1]
     for size in (1, 2, 3):
         best, best_share = whole, REGULAR_SHARE
         for tags in itertools.combinations(varying, size):
@@ -55,69 +91,77 @@ def split(frames: list[Frame], settings: IndexSettings) -> dict[str, list[Frame]
     return whole
 
 
-def _interleaved_contrasts(frames: Sequence[Frame], varying: Sequence[str]) -> dict[str, list[Frame]]:
-    """Parts of different contrast whose slices lie between each other, each without a hole; empty where there are none.
-
-    Together they look like one stack of half the gap.
-    """
-    for tag in (tag for tag in _CONTRAST_TAGS if tag in varying):
-        parts = _parts(frames, (tag,))
-        if _overlap(list(parts.values())) and _regular_share(list(parts.values()), 0) == 1:
-            return parts
-    return {}
+def _between_each_other(label: str, part: Part, settings: IndexSettings) -> dict[str, Part]:
+    """A part, taken apart as often as its slices turn out to be those of several volumes."""
+    if not part.between_by:
+        return {label: part}
+    found: dict[str, Part] = {}
+    for name, members in _parts(part.frames, (part.between_by,)).items():
+        found.update(_between_each_other(f"{label}|{name}" if label else name, _part(members, settings), settings))
+    return found
 
 
-def kept_parts(parts: dict[str, list[Frame]], limit: int) -> set[str]:
+def kept_parts(parts: dict[str, Part], limit: int) -> set[str]:
     """Of parts that differ in time or direction only, the first `limit`."""
     seen: Counter[str] = Counter()
     kept = set()
-    for label, frames in parts.items():
-        contrast = "|".join(_value(frames[0], tag) for tag in _SPLIT_TAGS if tag not in TIME_TAGS)
+    for label, part in parts.items():
+        contrast = "|".join(tag_value(part.frames[0], tag) for tag in _SPLIT_TAGS if tag not in TIME_TAGS)
         seen[contrast] += 1
         if seen[contrast] <= limit:
             kept.add(label)
     return kept
 
 
-def drop_repeated_positions(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], tuple[Frame, ...], int]:
-    """Frames in order along the normal with one per position, the frames left out, and their number.
+def drop_repeated_positions(frames: Sequence[Frame]) -> tuple[tuple[Frame, ...], tuple[Frame, ...]]:
+    """Frames in order along the normal with one per position, and the frames left out.
 
     Of several at one position the one stays that agrees with most of the others: a stray slice of an aborted time
     point must not replace one of the volume.
     """
     places = along_normal(frames).tolist()
     order = sorted(range(len(frames)), key=lambda k: (places[k], identity(frames[k])))
+    same_place = _same_place_mm(np.diff([places[k] for k in order]), frames[0])
     clusters: list[list[int]] = []
     for k in order:
-        if clusters and places[k] - places[clusters[-1][0]] < SAME_PLACE_MM:
+        if clusters and places[k] - places[clusters[-1][0]] < same_place:
             clusters[-1].append(k)
         else:
             clusters.append([k])
     if len(clusters) == len(frames):
-        return tuple(frames[k] for k in order), (), 0
+        return tuple(frames[k] for k in order), ()
     agreement = _agreement(frames)
     kept = [min(cluster, key=lambda k: (-agreement[k], identity(frames[k]))) for cluster in clusters]
     stays = set(kept)
-    dropped = [k for k in order if k not in stays]
-    return tuple(frames[k] for k in kept), tuple(frames[k] for k in dropped), len(dropped)
+    return tuple(frames[k] for k in kept), tuple(frames[k] for k in order if k not in stays)
+
+
+def _same_place_mm(gaps: NDArray[np.float64], frame: Frame) -> float:
+    """Below which distance slices with these gaps are at one position.
+
+    Usually `SAME_PLACE_MM`. Less for a stack whose every gap is that fine, and regular enough to be no jitter.
+    """
+    apart = gaps[gaps > _EQUAL_MM]
+    if not len(apart) or apart.min() >= SAME_PLACE_MM:
+        return SAME_PLACE_MM
+    median = float(np.median(apart))
+    is_fine = bool(apart.min() >= 0.5 * median and apart.max() <= 4 * median)
+    if not is_fine or median < _FINEST_GAP * min(frame.pixel_spacing):
+        return SAME_PLACE_MM
+    return min(SAME_PLACE_MM, max(0.5 * median, _EQUAL_MM))
 
 
 def _agreement(frames: Sequence[Frame]) -> list[int]:
     """For each frame, how many frames share each of its values, summed over the tags."""
-    counts = {tag: Counter(_value(frame, tag) for frame in frames) for tag in _SPLIT_TAGS}
-    return [sum(counts[tag][_value(frame, tag)] for tag in _SPLIT_TAGS) for frame in frames]
+    counts = {tag: Counter(tag_value(frame, tag) for frame in frames) for tag in _SPLIT_TAGS}
+    return [sum(counts[tag][tag_value(frame, tag)] for tag in _SPLIT_TAGS) for frame in frames]
 
 
 def _parts(frames: Sequence[Frame], tags: Sequence[str]) -> dict[str, list[Frame]]:
     parts: dict[str, list[Frame]] = defaultdict(list)
     for frame in frames:
-        parts["|".join(f"{tag}={_value(frame, tag)}" for tag in tags)].append(frame)
+        parts["|".join(f"{tag}={tag_value(frame, tag)}" for tag in tags)].append(frame)
     return dict(sorted(parts.items(), key=lambda item: _natural(item[1][0], tags)))
-
-
-def _value(frame: Frame, tag: str) -> str:
-    value = getattr(frame, tag)
-    return "\\".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _natural(frame: Frame, tags: Sequence[str]) -> tuple[tuple[float, str], ...]:
@@ -127,14 +171,14 @@ def _natural(frame: Frame, tags: Sequence[str]) -> tuple[tuple[float, str], ...]
         except ValueError:
             return float("inf") if value else float("-inf"), value
 
-    return tuple(key(_value(frame, tag)) for tag in tags)
+    return tuple(key(tag_value(frame, tag)) for tag in tags)
 
 
 def _regular_share(parts: Sequence[Sequence[Frame]], max_missing: int) -> float:
     regular = 0
-    for part in (part for part in parts if len(part) >= 3):
-        unique, _, repeated = drop_repeated_positions(part)
-        if not repeated and not stack(unique, max_missing).reason:
+    for part in (part for part in parts if len(part) >= MIN_SLICES):
+        unique, dropped = drop_repeated_positions(part)
+        if not dropped and not stack(unique, max_missing).reason:
             regular += len(part)
     return regular / sum(len(part) for part in parts)
 

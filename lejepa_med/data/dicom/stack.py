@@ -2,6 +2,7 @@
 
 Spacing comes from positions, never from SliceThickness. Slices within 0.05 mm of the grid are taken as they are; those
 that are off it by a little are to be interpolated onto it; a gap of several steps is a hole; all else is irregular.
+Where gaps are below 0.2 mm, these tolerances shrink with them.
 Slices that shift against their normal (gantry tilt) keep a sheared affine.
 """
 
@@ -27,6 +28,9 @@ from lejepa_med.data.dicom.plane import directions as directions_of
 
 ON_GRID_MM = 0.05
 """A voxel that is off the grid by less stays as it is."""
+
+NEAR_GRID_MM = 0.1
+"""Positions of one decimal are that much off."""
 
 TILT_DEGREES = 0.5
 """Below this angle between the slice normal and the direction of stacking, nothing is called tilted."""
@@ -83,8 +87,8 @@ def stack(frames: Sequence[Frame], max_missing: int) -> Stack:
     beside = positions - start - slots[:, None] * step
     off = np.linalg.norm(beside, axis=1)
     drift = corner_distances_mm(np.stack([image_sides(plane(frame)) for frame in frames]), image_sides(common))
-    on_grid = bool((off + drift).max() <= ON_GRID_MM)
-    near = _near_grid(gaps, slots, median) and bool(off.max() <= max(0.1 * median, 0.1))
+    on_grid = bool((off + drift).max() <= min(ON_GRID_MM, 0.25 * median if len(gaps) else ON_GRID_MM))
+    near = _near_grid(gaps, slots, median) and bool(off.max() <= max(0.1 * median, _near_mm(median)))
     regular = slots[-1] + 1 - len(slots) <= max_missing and (gaps > 0).all() and (on_grid or near)
     shifts = np.zeros((len(frames), 3))
     if not regular:
@@ -137,7 +141,12 @@ def _slots(gaps: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
 def _near_grid(gaps: NDArray[np.float64], slots: NDArray[np.int64], median: float) -> bool:
     """Whether each gap is a multiple of the median one within 5 % of it or 0.1 mm, as positions of one decimal have."""
     off = np.abs(gaps - np.diff(slots) * median)
-    return bool((off <= max(0.05 * median, 0.1 + 1e-6)).all())
+    return bool((off <= max(0.05 * median, _near_mm(median) + 1e-6)).all())
+
+
+def _near_mm(median: float) -> float:
+    """What positions may be off at any gap: less where gaps are so fine that slices would change places."""
+    return min(NEAR_GRID_MM, 0.5 * median)
 
 
 def _line(

@@ -19,6 +19,9 @@ from lejepa_med.data.index.examine import unpack
 from lejepa_med.data.index.store import Member
 from lejepa_med.data.privacy import keyed_hash
 
+USUAL_SPACING_MM = (0.05, 20.0)
+"""Voxel sides of other lengths are flagged."""
+
 
 @dataclass(frozen=True)
 class _Series:
@@ -39,15 +42,30 @@ def dicom_entries(
     """The rows of one series, from its files in the order of the walk."""
     files = {f"{member.file:015d}": member for member in members}
     shared: dict[tuple[int, Any], Any] = {}
-    frames = [frame for path, member in files.items() for frame in unpack(member.payload, path, shared)]
+    frames = with_patient([frame for path, member in files.items() for frame in unpack(member.payload, path, shared)])
     first = frames[0]
     # One series UID under several studies is an anonymiser's mistake; they stay apart.
     identity = "\0".join((uid, first.study_uid, first.patient_id)) if uid_is_shared else uid
     series = _Series(identity, files, salt)
+    flags = {"shared_series_uid"} if uid_is_shared else set()
     try:
-        return _entries(frames, series, settings)
+        return [entry.flagged(*flags) for entry in _entries(frames, series, settings)]
     except Exception:  # its message could quote the header, and one odd series must not cost the archive
         return [_left_out(series, first, "not_understood", sorted(files), "failed")]
+
+
+def with_patient(frames: Sequence[Frame]) -> list[Frame]:
+    """Frames of one series, those without a patient given the one that the others of their study have, if it is one."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for frame in frames:
+        patients[frame.study_uid].add(frame.patient_id)
+    known = {study: max(found) for study, found in patients.items() if len(found) == 2 and "" in found and study}
+    return [
+        replace(frame, patient_id=known[frame.study_uid])
+        if not frame.patient_id and frame.study_uid in known
+        else frame
+        for frame in frames
+    ]
 
 
 def _entries(frames: Sequence[Frame], series: _Series, settings: IndexSettings) -> list[Entry]:
@@ -122,9 +140,11 @@ def _entry(candidate: Candidate, series: _Series) -> Entry:
         return entry
     spacing, orientation = geometry_of(candidate.stack.affine, 3)
     several = len(candidate.frames) > 1
+    low, high = USUAL_SPACING_MM
+    unusual = min(spacing) < low or max(spacing) > high
     gaps = "/".join(f"{gap:.3g}" for gap in candidate.stack.gaps_mm)
     return replace(
-        entry,
+        entry.flagged(*(["spacing_suspect"] if unusual and several else [])),
         shape=candidate.stack.shape,
         spacing_mm=spacing,
         orientation=orientation,
