@@ -96,6 +96,12 @@ def _remarks(measured: DataPath) -> list[str]:
         )
     if not any(stage.name == "disk" for stage in measured.stages):
         remarks.append("The system keeps these files in memory, so the disk could not be measured.")
+    if measured.busy:
+        alone = ", or with OMP_NUM_THREADS=1: threads that wait for each other suffer most" * (measured.threads > 1)
+        remarks.append(
+            f"Other work kept the cores busy ({measured.busy}), so all of this is slower than it could be; measure "
+            f"again on a quiet machine{alone}."
+        )
     if measured.setting.on_gpu and measured.trained < measured.setting.batch_size:
         remarks.append(
             f"A batch of {measured.setting.batch_size} does not fit on {measured.device}, {measured.trained} do: set "

@@ -29,7 +29,7 @@ from lejepa_med.training.data_path_stages import (
     measure_training,
 )
 from lejepa_med.training.loop import choose_device
-from lejepa_med.training.machine import examine
+from lejepa_med.training.machine import Machine, examine
 
 _VOLUMES = 32  # that are looked at
 _LOADED = 8  # volumes of a batch that is read for measuring
@@ -41,6 +41,7 @@ class DataPath:
     """What was measured. `damaged` are series keys among the `checked` of all `volumes`.
 
     `trained` volumes made a batch on the device, fewer than `setting.batch_size` where they did not fit.
+    `busy` says how many processes shared the cores, empty if there were enough of these.
     """
 
     stages: list[Stage]
@@ -53,6 +54,7 @@ class DataPath:
     threads: int
     model: str
     trained: int
+    busy: str
 
 
 def measure(folder: Path, config: PretrainConfig | None = None, seconds: float = 40.0) -> DataPath:
@@ -61,6 +63,7 @@ def measure(folder: Path, config: PretrainConfig | None = None, seconds: float =
     Raises:
         DataError: no such cache, no volume of the kind that the config reads, or none that is whole.
     """
+    machine = examine()
     cache = Cache.open(folder, verify=False)  # checking is a stage of its own here
     config = config or default_config(cache)
     table = _readable(cache, config)
@@ -79,7 +82,7 @@ def measure(folder: Path, config: PretrainConfig | None = None, seconds: float =
     batch = dataset[0]
     training, trained = measure_training(batch, config, _VIEWS * seconds, _MODEL * seconds)
     stages = [*storage.stages, *loading, *training]
-    setting = _setting(config, batch, _bytes_of(table, folder))
+    setting = _setting(config, batch, _bytes_of(table, folder), machine)
     return DataPath(
         stages=stages,
         setting=setting,
@@ -91,6 +94,7 @@ def measure(folder: Path, config: PretrainConfig | None = None, seconds: float =
         threads=torch.get_num_threads(),
         model=config.model.name,
         trained=trained,
+        busy=f"{machine.load:.1f} processes on {machine.cores_present} cores" if machine.is_busy else "",
     )
 
 
@@ -138,8 +142,8 @@ def _bytes_of(table: pd.DataFrame, folder: Path) -> int:
     return sum(file.stat().st_size for file in files if file.exists())
 
 
-def _setting(config: PretrainConfig, batch: Batch, cache_bytes: int) -> Setting:
-    machine, device = examine(), choose_device(config.train.device)
+def _setting(config: PretrainConfig, batch: Batch, cache_bytes: int, machine: Machine) -> Setting:
+    device = choose_device(config.train.device)
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()

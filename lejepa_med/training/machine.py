@@ -14,7 +14,10 @@ _UNLIMITED = 1 << 60  # version 1 of control groups writes a huge number where t
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores and bytes. `cores` may be used of `cores_present`; `memory_free` is within the limit, if there is one."""
+    """Cores and bytes. `cores` may be used of `cores_present`; `memory_free` is within the limit, if there is one.
+
+    `load` is the mean number of processes that ran or waited for a core during the last minute.
+    """
 
     cores: int
     cores_present: int
@@ -26,6 +29,12 @@ class Machine:
     shared_memory_free: int | None
     open_files: int | None
     open_files_hard: int | None
+    load: float | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether other work waits for cores, so that what is measured now is slower than it could be."""
+        return self.load is not None and self.load > 1.25 * self.cores_present
 
 
 def examine(root: Path = Path("/")) -> Machine:
@@ -48,6 +57,7 @@ def examine(root: Path = Path("/")) -> Machine:
         shared_memory_free=free_bytes(root / "dev/shm"),
         open_files=soft,
         open_files_hard=hard,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     )
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lejepa_med.cli.doctor_text import as_numbers
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import Cache, entry_name, entry_path, publish_manifest, write_entry, write_settings
 from lejepa_med.data.dataset import Item, ListSource, StepDataset
@@ -170,13 +171,15 @@ def test_a_config_that_reads_something_else(tmp_path: Path) -> None:
         measure(folder, small(), seconds=0.5)
 
 
-def test_a_machine_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = dataclasses.replace(data_path.examine(), shared_memory_free=None)
+def test_a_busy_machine_without_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = dataclasses.replace(data_path.examine(), shared_memory_free=None, load=9.0, cores_present=2)
     monkeypatch.setattr(data_path, "examine", lambda: machine)
     monkeypatch.setattr(data_path.sys, "platform", "linux")
     folder = make(tmp_path / "cache", [(20, 24, 22)] * 2)
     found = measure(folder, small(data={"workers": 2}), seconds=0.5)
     assert "/dev/shm is missing" in found.verdict.advice["shared_memory"]
+    assert found.busy == "9.0 processes on 2 cores"
+    assert "Other work kept the cores busy (9.0 processes" in " ".join(as_numbers(found)["remarks"])
 
 
 def test_a_system_that_keeps_files_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,3 +78,9 @@ def test_a_system_without_these_files(tmp_path: Path) -> None:
     found = examine(tmp_path)
     assert (found.memory_total, found.memory_free, found.shared_memory_free) == (None, None, None)
     assert found.cores == 48
+
+
+@pytest.mark.parametrize(("load", "busy"), [(79.0, False), (81.0, True)])
+def test_a_busy_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: float, busy: bool) -> None:
+    monkeypatch.setattr(machine.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert examine(tmp_path).is_busy is busy, "of 64 cores"
