@@ -18,7 +18,7 @@ def doctor(options: argparse.Namespace) -> dict[str, Any]:
     """With a cache its data path, else the checks. Exit code 1 if the main job cannot run, 2 for damaged entries."""
     if options.cache is not None:
         return _data_path(options)
-    if options.overrides or getattr(options, "config", None) is not None:
+    if options.overrides or options.config is not None:
         raise ConfigError("settings are for measuring a cache: lejepa-med doctor CACHE --config FILE")
     checks = check_all()
     failed = any(check.state == "fails" for check in checks)
@@ -35,7 +35,7 @@ def _by_group(checks: list[Check]) -> dict[str, dict[str, Any]]:
 
 
 def _data_path(options: argparse.Namespace) -> dict[str, Any]:
-    file = getattr(options, "config", None)
+    file = options.config
     config = None
     if file is not None or options.overrides:
         config = load_config(PretrainConfig, file, options.overrides)

@@ -39,7 +39,19 @@ _VERBS: dict[str, tuple[str, str]] = {
 }
 
 
-_CONFIGURED = ("demo", "index", "convert", "prepare", "views", "pretrain", "probe", "finetune", "benchmark", "select")
+_CONFIGURED = (
+    "demo",
+    "doctor",
+    "index",
+    "convert",
+    "prepare",
+    "views",
+    "pretrain",
+    "probe",
+    "finetune",
+    "benchmark",
+    "select",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +131,8 @@ def _demo(sub: argparse.ArgumentParser) -> None:
 
 
 def _doctor(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("cache", nargs="?", type=Path, help="a cache whose data path is measured")
+    sub.add_argument("cache", nargs="?", type=Path, help="a cache whose data path is measured, in about a minute")
+    sub.add_argument("--config", type=Path, help="of `pretrain`: views, model, batch size and workers (default: usual)")
 
 
 def _paths(sub: argparse.ArgumentParser) -> None:

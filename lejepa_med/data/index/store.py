@@ -178,6 +178,8 @@ class Store:
                 "INSERT INTO placed SELECT e.series, f.file, e.id FROM found f JOIN examined e ON e.key = f.key "
                 "WHERE e.frames > 0 ORDER BY e.series, f.file"
             )
+            taken_over = self.sql.execute(_OF_THE_ONE_PATIENT).fetchall()
+            self.sql.executemany("UPDATE placed SET series = ? WHERE series = ? AND file = ?", taken_over)
             self.sql.execute(
                 "INSERT INTO shared_uids SELECT uid FROM (SELECT DISTINCT e.uid, p.series FROM placed p "
                 "JOIN examined e ON e.id = p.id) GROUP BY uid HAVING COUNT(*) > 1"
@@ -231,6 +233,15 @@ class Store:
             (self.path.parent / name).unlink(missing_ok=True)
 
 
+# Files without a patient id, where all others of their series and study have one: its series, theirs, the file.
+_OF_THE_ONE_PATIENT = """
+SELECT known.series, p.series, p.file FROM placed p JOIN examined e ON e.id = p.id JOIN (
+    SELECT e.uid, e.study, MIN(p.series) AS series FROM placed p JOIN examined e ON e.id = p.id
+    WHERE e.patient != '' AND e.study != '' AND e.uid IN (
+        SELECT e.uid FROM placed p JOIN examined e ON e.id = p.id WHERE e.patient = '')
+    GROUP BY e.uid, e.study HAVING COUNT(DISTINCT e.patient) = 1) AS known
+ON e.uid = known.uid AND e.study = known.study WHERE e.patient = ''
+"""
 _UNREAD = "NOT EXISTS (SELECT 1 FROM examined e WHERE e.key = f.key)"
 
 
