@@ -107,6 +107,7 @@ FLAGS: dict[str, str] = {
     "orientation_corrected": "directions not quite perpendicular and of unit length; the nearest that are were used",
     "burned_in": "marked as having text burnt into its pixels",
     "nan_filled": "NaN outside the body, or in at most 0.1 % of the voxels, set to the lowest value",
+    "undecodable_slices": "slices left out because their compressed pixels cannot be decoded",
 }
 
 SEQUENCES = (

@@ -10,7 +10,7 @@ import itertools
 import os
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import gdcm  # type: ignore[import-untyped]
@@ -27,6 +27,8 @@ _FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 _PREFERRED = ("pyjpegls", "pylibjpeg", "pillow")  # GDCM aborts the process on damaged JPEG 2000: where nothing else can
 _RUN_STEP = [code + 2 for code in range(128)] + [1] + [2] * 127
 _RUN_LENGTH = [code + 1 for code in range(128)] + [0] + [257 - code for code in range(129, 256)]
+_MADE_UP = (b"premature end of data segment", b"bad Huffman code")
+_LONGEST_SAID = 1 << 20
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}
 
 for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
@@ -39,16 +41,20 @@ def decode(data: bytes, pixels: StoredPixels, indexes: Sequence[int], plugin: st
     `plugin` names the decoder of pydicom to use; by default GDCM comes last. Raises ValueError for
     codestreams that are missing or of another size; any exception of a decoder may come out.
     """
+    found = streams(data, pixels, indexes)
+    return [decode_one(found[index], pixels, plugin) for index in indexes]
+
+
+def streams(data: bytes, pixels: StoredPixels, indexes: Iterable[int]) -> dict[int, bytes]:
+    """The codestreams of frames; raises ValueError unless all are there, as it is not known then which is whose."""
     wanted = set(indexes)
-    streams = {}
+    found = {}
     for index, stream in enumerate(_streams(data, pixels)):
         if index in wanted:
-            streams[index] = stream
-        if len(streams) == len(wanted):
-            break
-    if len(streams) != len(wanted):
-        raise ValueError("fewer frames than the header says")
-    return [_decoded(streams[index], pixels, plugin) for index in indexes]
+            found[index] = stream
+        if len(found) == len(wanted):
+            return found
+    raise ValueError("fewer frames than the header says")
 
 
 def _streams(data: bytes, pixels: StoredPixels) -> Iterator[bytes]:
@@ -57,7 +63,8 @@ def _streams(data: bytes, pixels: StoredPixels) -> Iterator[bytes]:
         yield from generate_frames(data, number_of_frames=pixels.frames)
 
 
-def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.generic]:
+def decode_one(stream: bytes, pixels: StoredPixels, plugin: str = "") -> NDArray[np.generic]:
+    """One frame as its decoder gives it; raises as `decode` does."""
     if pixels.syntax == RLELossless:
         _check_runs(stream, pixels)
     elif codestream_size(stream) != (pixels.rows, pixels.columns):
@@ -74,7 +81,7 @@ def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.gen
         decoder = get_decoder(UID(pixels.syntax))
         plugin = plugin or next((name for name in _PREFERRED if name in decoder.available_plugins), "")
         try:
-            with contextlib.nullcontext() if plugin else _silence():
+            with contextlib.nullcontext() if plugin else _listening():
                 image, _ = decoder.as_array(encapsulate([stream]), index=0, raw=True, decoding_plugin=plugin, **options)
         except (Exception, KeyboardInterrupt, SystemExit):
             raise
@@ -84,16 +91,21 @@ def _decoded(stream: bytes, pixels: StoredPixels, plugin: str) -> NDArray[np.gen
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keeps what the JPEG library inside GDCM writes to stderr about damaged data from going there."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+def _listening() -> Iterator[None]:
+    """Keeps what the JPEG library inside GDCM writes to stderr from going there; raises ValueError where it is that
+    pixels were made up: without their codes they come out as numbers like any others."""
+    kept = os.dup(2)
+    heard = os.memfd_create("stderr") if hasattr(os, "memfd_create") else os.open(os.devnull, os.O_RDWR)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(heard, 2)
         yield
+        said = os.pread(heard, _LONGEST_SAID, 0)
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-        os.close(nowhere)
+        os.close(heard)
+    if any(words in said for words in _MADE_UP):
+        raise ValueError("the codestream is damaged")
 
 
 def _check_runs(stream: bytes, pixels: StoredPixels) -> None:
@@ -129,7 +141,7 @@ def _extended_12_bit(stream: bytes, pixels: StoredPixels) -> NDArray[np.generic]
     image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGExtendedProcess2_4))
     image.SetPixelFormat(gdcm.PixelFormat(1, 16, pixels.stored, pixels.stored - 1, pixels.signed))
-    with _silence():
+    with _listening():
         data = image.GetBuffer().encode("utf-8", "surrogateescape")
     return np.frombuffer(data, "<i2" if pixels.signed else "<u2").reshape(pixels.rows, pixels.columns)
 
