@@ -18,7 +18,7 @@ Sequence = Literal[
     "t1", "t2", "t2star", "pd", "flair", "stir", "dwi", "bold", "swi", "tof", "perfusion", "flow"
 ]  # fmt: skip
 Unknown = Literal["keep", "reject"]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class FolderRule(Frozen):

@@ -150,7 +150,8 @@ def test_a_kill_leaves_no_half_file(folder: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(nibabel.Nifti1Image, "to_stream", dies)
     with pytest.raises(KeyboardInterrupt):
         convert(folder / "index", out, compute=ONE)
-    assert list(out.iterdir()) == []
+    assert [file.name for file in out.iterdir()] == ["series.csv"]
+    assert set(pd.read_csv(out / "series.csv")["converted"]) == {"not yet"}
     (out / ".k.nii.gz.00000000.partial").write_bytes(b"what kill -9 leaves")
     monkeypatch.setattr(nibabel.Nifti1Image, "to_stream", to_stream)
     assert convert(folder / "index", out, compute=ONE) == 4

@@ -32,6 +32,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
+from transcoding import transcoded
 
 from lejepa_med.data.dicom import codestream
 from lejepa_med.data.dicom.codestream import codestream_size
@@ -229,34 +230,6 @@ def test_bits_that_contradict_each_other(tmp_path: Path) -> None:
     (path,) = write(tmp_path, [dataset])
     with pytest.raises(NotAVolume, match="unreadable"):
         read_frames(path)
-
-
-def transcoded(folder: Path, dataset: Dataset, syntax: gdcm.TransferSyntax, lossy: bool = False) -> Path:
-    """The file again, compressed by GDCM."""
-    (path,) = write(folder, [dataset])
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(reader.GetImage())
-    codec = None
-    if lossy:
-        codec = gdcm.JPEGLSCodec() if syntax == gdcm.TransferSyntax.JPEGLSNearLossless else gdcm.JPEGCodec()
-        codec.SetLossless(False)
-        if syntax == gdcm.TransferSyntax.JPEGLSNearLossless:
-            codec.SetLossyError(2)
-        else:
-            codec.SetQuality(100)
-        change.SetUserCodec(codec)
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    target = folder / "compressed"
-    writer.SetFileName(str(target))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return target
 
 
 LOSSLESS = (

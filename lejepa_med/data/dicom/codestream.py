@@ -29,6 +29,7 @@ _RUN_STEP = [code + 2 for code in range(128)] + [1] + [2] * 127
 _RUN_LENGTH = [code + 1 for code in range(128)] + [0] + [257 - code for code in range(129, 256)]
 _MADE_UP = (b"premature end of data segment", b"bad Huffman code")
 _LONGEST_SAID = 1 << 20
+_START_OF_SCAN = 0xDA
 _STANDALONE = {0x01, *range(0xD0, 0xDA)}
 
 for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
@@ -67,8 +68,10 @@ def decode_one(stream: bytes, pixels: StoredPixels, plugin: str = "") -> NDArray
     """One frame as its decoder gives it; raises as `decode` does."""
     if pixels.syntax == RLELossless:
         _check_runs(stream, pixels)
-    elif codestream_size(stream) != (pixels.rows, pixels.columns):
-        raise ValueError("the codestream is not of the size that the header gives")
+    else:
+        rows, columns, bits = _described(stream)
+        if (rows, columns) != (pixels.rows, pixels.columns) or bits > pixels.allocated:
+            raise ValueError("the codestream is not of the size that the header gives")
     if pixels.syntax == JPEGExtended12Bit and pixels.stored != 8:
         return _extended_12_bit(stream, pixels)
     with warnings.catch_warnings():
@@ -162,27 +165,33 @@ def numbers_of(image: NDArray[np.generic], pixels: StoredPixels) -> NDArray[np.g
 
 def codestream_size(stream: bytes) -> tuple[int, int]:
     """Rows and columns of a grey JPEG, JPEG-LS or JPEG 2000 codestream; raises ValueError for all others."""
+    return _described(stream)[:2]
+
+
+def _described(stream: bytes) -> tuple[int, int, int]:
+    """Rows, columns and the bits of a number (0 for JPEG 2000, whose decoder widens what it gives)."""
     start = stream.find(_J2K_START, 0, 4096)
+    bits = 0
     try:
         if start >= 0:
             columns, rows, left, top = struct.unpack_from(">4I", stream, start + 8)
             tile_columns, tile_rows = struct.unpack_from(">2I", stream, start + 24)
             (components,) = struct.unpack_from(">H", stream, start + 40)
-            size = (rows - top, columns - left)
-            if not tile_columns or not tile_rows or (rows // tile_rows + 1) * (columns // tile_columns + 1) > 65_535:
+            rows, columns = rows - top, columns - left
+            if not tile_columns or not tile_rows or ((rows + top) // tile_rows + 1) * ((columns + left) // tile_columns + 1) > 65_535:
                 raise ValueError("more tiles than JPEG 2000 allows")
         else:
-            rows, columns, components = _jpeg_frame(stream)
-            size = (rows, columns)
+            bits, rows, columns, components = _jpeg_frame(stream)
     except (struct.error, IndexError):
         raise ValueError("no complete codestream") from None
     if components != 1:
         raise ValueError("colour")
-    return size
+    return rows, columns, bits
 
 
-def _jpeg_frame(stream: bytes) -> tuple[int, int, int]:
-    place = 2
+def _jpeg_frame(stream: bytes) -> tuple[int, int, int, int]:
+    """Bits, rows, columns and components. All segments before the scan are looked at: GDCM crashes on broken ones."""
+    place, found = 2, (0, 0, 0, 0)
     if stream[:2] != b"\xff\xd8":
         raise ValueError("no codestream")
     while True:
@@ -191,9 +200,12 @@ def _jpeg_frame(stream: bytes) -> tuple[int, int, int]:
         marker = stream[place + 1]
         if stream[place] != 0xFF:
             raise ValueError("no codestream")
+        if marker == _START_OF_SCAN:
+            if not 2 <= found[0] <= 16:
+                raise ValueError("no codestream")
+            return found
         if marker in _FRAME_MARKERS:
-            rows, columns, components = struct.unpack_from(">HHB", stream, place + 5)
-            return rows, columns, components
+            found = struct.unpack_from(">BHHB", stream, place + 4)
         place += 2
         if marker not in _STANDALONE:
             place += max(2, struct.unpack_from(">H", stream, place)[0])

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lejepa_med.compute import spread
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.files.walk import Found, walk
 from lejepa_med.data.index.acquisitions import from_json, groups, member_of, to_json
 from lejepa_med.data.index.archive_page import write_page
@@ -73,8 +74,10 @@ def index(
 ) -> IndexSummary:
     """Writes the index of all files below `paths` into `out`, which may hold an earlier index of them.
 
-    Raises `DataError` for a path that does not exist, and where no file is a scan (nothing is written then).
+    Raises `DataError` for a path that does not exist, where no file is a scan (nothing is written then), and where
+    `out` holds anything else: it is left out of the walk.
     """
+    check_out("index", out, "index")
     with Store(out) as store:
         try:
             run = _Run(store, load_salt(out), settings, progress)
