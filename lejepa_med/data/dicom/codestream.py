@@ -29,8 +29,8 @@ _RUN_STEP = [code + 2 for code in range(128)] + [1] + [2] * 127
 _RUN_LENGTH = [code + 1 for code in range(128)] + [0] + [257 - code for code in range(129, 256)]
 _MADE_UP = (b"premature end of data segment", b"bad Huffman code")
 _LONGEST_SAID = 1 << 20
-_START_OF_SCAN = 0xDA
-_STANDALONE = {0x01, *range(0xD0, 0xDA)}
+_FIRST_MARKER, _START_OF_SCAN = 0xC0, 0xDA
+_STANDALONE = set(range(0xD0, 0xDA))
 
 for _channel in (gdcm.Trace.DebugOff, gdcm.Trace.WarningOff, gdcm.Trace.ErrorOff):
     _channel()  # they write to stderr
@@ -178,7 +178,11 @@ def _described(stream: bytes) -> tuple[int, int, int]:
             tile_columns, tile_rows = struct.unpack_from(">2I", stream, start + 24)
             (components,) = struct.unpack_from(">H", stream, start + 40)
             rows, columns = rows - top, columns - left
-            if not tile_columns or not tile_rows or ((rows + top) // tile_rows + 1) * ((columns + left) // tile_columns + 1) > 65_535:
+            if (
+                not tile_columns
+                or not tile_rows
+                or ((rows + top) // tile_rows + 1) * ((columns + left) // tile_columns + 1) > 65_535
+            ):
                 raise ValueError("more tiles than JPEG 2000 allows")
         else:
             bits, rows, columns, components = _jpeg_frame(stream)
@@ -198,7 +202,7 @@ def _jpeg_frame(stream: bytes) -> tuple[int, int, int, int]:
         while stream[place] == 0xFF and stream[place + 1] == 0xFF:  # fill bytes
             place += 1
         marker = stream[place + 1]
-        if stream[place] != 0xFF:
+        if stream[place] != 0xFF or marker < _FIRST_MARKER:
             raise ValueError("no codestream")
         if marker == _START_OF_SCAN:
             if not 2 <= found[0] <= 16:
