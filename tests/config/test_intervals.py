@@ -40,7 +40,7 @@ def test_prepare(override: str, expected: str) -> None:
     ],
 )
 def test_index(overrides: list[str]) -> None:
-    with pytest.raises(ConfigError, match="config overrides: .*"):
+    with pytest.raises(ConfigError, match="config overrides"):
         load_config(IndexSettings, None, overrides)
 
 
@@ -54,5 +54,5 @@ def test_inference(values: dict[str, object]) -> None:
 
 def test_the_defaults_and_their_key_are_as_before() -> None:
     """Entries of a cache are addressed by this key."""
-    assert PreprocessSpec().key() == PreprocessSpec(ct_range_hu=(-1024, 3071)).key()
+    assert PreprocessSpec().key() == "693feb1368d95882" == PreprocessSpec(ct_range_hu=(-1024, 3071)).key()
     assert PreprocessSpec.model_validate(PreprocessSpec().model_dump(mode="json")) == PreprocessSpec()

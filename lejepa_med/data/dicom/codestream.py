@@ -174,15 +174,11 @@ def _described(stream: bytes) -> tuple[int, int, int]:
     bits = 0
     try:
         if start >= 0:
-            columns, rows, left, top = struct.unpack_from(">4I", stream, start + 8)
+            right, bottom, left, top = struct.unpack_from(">4I", stream, start + 8)
             tile_columns, tile_rows = struct.unpack_from(">2I", stream, start + 24)
             (components,) = struct.unpack_from(">H", stream, start + 40)
-            rows, columns = rows - top, columns - left
-            if (
-                not tile_columns
-                or not tile_rows
-                or ((rows + top) // tile_rows + 1) * ((columns + left) // tile_columns + 1) > 65_535
-            ):
+            rows, columns = bottom - top, right - left
+            if not tile_columns or not tile_rows or (bottom // tile_rows + 1) * (right // tile_columns + 1) > 65_535:
                 raise ValueError("more tiles than JPEG 2000 allows")
         else:
             bits, rows, columns, components = _jpeg_frame(stream)
