@@ -386,3 +386,35 @@ def test_run_lengths_that_do_not_add_up_are_refused_in_silence(
     with pytest.raises(ValueError, match=r"run lengths|segments"):
         codestream.decode(encapsulate([bytes(changed)]), pixels, [0])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 236), (6, 1), (15, 236), (16, 0), (4, 255)])
+def test_a_broken_jpeg_header_never_reaches_gdcm(tmp_path: Path, place: int, value: int) -> None:
+    """It ends the process at a wrong number of bits (byte 6) and at what is no segment (15 and 16)."""
+    path = transcoded(
+        tmp_path, dataset_of(smooth(12, False), 16, 12, False), gdcm.TransferSyntax.JPEGLosslessProcess14_1
+    )
+    (frame,) = read_frames(path)
+    pixels = StoredPixels(*frame.pixels)  # type: ignore[arg-type]
+    (stream,) = generate_frames(path.read_bytes()[pixels.offset :], number_of_frames=1)
+    assert codestream_size(stream) == SHAPE and stream[6] == 16 and stream[15] == 0xFF
+    broken = stream[:place] + bytes([value]) + stream[place + 1 :]
+    with pytest.raises(ValueError, match=r"codestream|size"):
+        codestream_size(broken)
+    with pytest.raises(ValueError, match="size"):
+        codestream.decode_one(stream, pixels._replace(allocated=8))
+
+
+@pytest.mark.parametrize(
+    "syntax", [gdcm.TransferSyntax.JPEGLosslessProcess14_1, gdcm.TransferSyntax.JPEGExtendedProcess2_4]
+)
+def test_an_image_that_ends_early_is_refused(tmp_path: Path, syntax: int, capfd: pytest.CaptureFixture[str]) -> None:
+    lossy = syntax == gdcm.TransferSyntax.JPEGExtendedProcess2_4
+    path = transcoded(tmp_path, dataset_of(smooth(12, False), 16, 12, False), syntax, lossy)
+    (frame,) = read_frames(path)
+    pixels = StoredPixels(*frame.pixels)  # type: ignore[arg-type]
+    (stream,) = generate_frames(path.read_bytes()[pixels.offset :], number_of_frames=1)
+    half = (stream.index(b"\xff\xda") + len(stream)) // 2
+    with pytest.raises(ValueError, match="damaged"):
+        codestream.decode_one(stream[:half] + b"\xff\xd9" + stream[half + 2 :], pixels)
+    assert capfd.readouterr() == ("", "")

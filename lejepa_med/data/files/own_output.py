@@ -43,7 +43,10 @@ def check_out(verb: str, out: Path, kind: Literal["index", "cache", "converted"]
         return
     if not out.is_dir():
         raise DataError(f"{verb}: --out {out} is a file; choose a folder")
-    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    try:
+        names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    except OSError:
+        raise DataError(f"{verb}: --out {out} cannot be read; change its rights, or choose another") from None
     known = all(map(_CONVERTED.fullmatch, names)) if kind == "converted" else names & _ANY_OF[kind]
     if names and not known:
         raise DataError(f"{verb}: --out {out} holds other files; choose a new folder, or one of an earlier `{verb}`")
