@@ -140,13 +140,17 @@ def _one_by_one(
 
 
 def _timed(work: Work[Item, Result], batch: list[Item], seconds: float) -> list[Result]:
-    """Runs a batch in a worker; the process ends by SIGALRM, also inside C code, when it takes too long."""
+    """Runs a batch in a worker; the process ends by SIGALRM, also inside C code, when an item takes too long."""
     limited = seconds > 0 and threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     if limited:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds * len(batch))
-    try:
+    else:
         return work(batch)
+    results: list[Result] = []
+    try:
+        for item in batch:
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            results += work([item])
     finally:
-        if limited:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return results

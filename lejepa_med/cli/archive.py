@@ -10,6 +10,7 @@ from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import ComputeConfig, IndexSettings, PrepareConfig, load_config
 from lejepa_med.data import converting, preparing
 from lejepa_med.data.cache import Cache
+from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.index import archive
 
 
@@ -26,6 +27,7 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     if len(options.paths) == 1 and (options.paths[0] / "files.parquet").exists():
         source = options.paths[0]
     else:
+        check_out("convert", options.out, "converted")
         source = options.out / "index"
         archive.index(options.paths, source, settings, ProgressLine())
     count = converting.convert(source, options.out, ProgressLine(), settings.compute)

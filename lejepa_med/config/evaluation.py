@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from lejepa_med.config.pretraining import HoldoutConfig
-from lejepa_med.spec import Frozen, InferenceSpec
+from lejepa_med.spec import Frozen, InferenceSpec, RangeHU
 
 _DEVICE = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -90,9 +90,7 @@ class Timm2dEncoder(Frozen):
     image_size: int = Field(224, gt=0, description="pixels; DINOv2: a multiple of 14")
     planes: tuple[Literal["axial", "coronal", "sagittal"], ...] = ("axial", "coronal", "sagittal")
     slices: int | None = Field(32, gt=0, description="non-empty slices per plane, evenly spaced; null = all")
-    ct_window_hu: tuple[float, float] = Field(
-        InferenceSpec().ct_window_hu, description="CT: the window mapped to [0, 1], HU"
-    )
+    ct_window_hu: RangeHU = Field(InferenceSpec().ct_window_hu, description="CT: the window mapped to [0, 1], HU")
 
 
 EncoderConfig = Annotated[

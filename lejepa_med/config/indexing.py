@@ -18,7 +18,7 @@ Sequence = Literal[
     "t1", "t2", "t2star", "pd", "flair", "stir", "dwi", "bold", "swi", "tof", "perfusion", "flow"
 ]  # fmt: skip
 Unknown = Literal["keep", "reject"]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class FolderRule(Frozen):
@@ -121,6 +121,11 @@ class IndexSettings(Frozen):
     )
     max_hole_slices: int = Field(
         default=2, ge=0, description="missing interior slices per volume that are filled by interpolation (flagged)"
+    )
+    decode: Literal["all", "sampled"] = Field(
+        default="all",
+        description="compressed DICOM: decode all slices, so that damaged ones are found here (2-28 ms for 512 x 512 "
+        "pixels), or sampled: three per volume; the others are found when volumes are read",
     )
     keep_timepoints: int = Field(
         default=3, ge=1, description="volumes kept of a 4D series with many time points or directions"

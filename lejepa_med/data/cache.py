@@ -37,7 +37,7 @@ from lejepa_med.spec import PreprocessSpec
 FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")
 """Of every manifest. Those of format 1 have no more: each of their series is a group of its own."""
-ALL_COLUMNS = (*COLUMNS, "group_key", "bytes")
+ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices")
 _AGAIN = "run `prepare` again to rebuild it"
 
 
@@ -193,6 +193,8 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         table["group_key"] = table["series_key"]
     if "bytes" not in table:
         table["bytes"] = -1
+    if "filled_slices" not in table:
+        table["filled_slices"] = -1  # not known
     return table
 
 

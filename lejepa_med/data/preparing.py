@@ -2,6 +2,7 @@
 
 CACHE/manifest.parquet   what is there (see `cache`)
 CACHE/failures.csv       series_key, reason of what could not be prepared
+CACHE/filled/ENTRY       how many slices of this entry are interpolated; only where there are any, written before it
 
 It runs in processes or on a cluster, is run again after a kill, and may run twice at once into one cache.
 """
@@ -21,6 +22,7 @@ import pandas as pd
 from lejepa_med.compute import spread
 from lejepa_med.config import PrepareConfig
 from lejepa_med.data import cache as cache_store
+from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
@@ -29,7 +31,8 @@ from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
 
 _BATCH = 4  # series handed to a process at a time
-_DIED = "the process that prepared it died: too little memory, or a crash of a decoder"
+_VOLUME_S = 1800.0  # a decoder that takes longer hangs
+_DIED = "the process that prepared it died: too little memory, or a decoder that crashed or never ended"
 _DEFECT = "it could not be prepared, by a defect of lejepa-med; please report it"
 
 Progress = Callable[[str, int, int], None]
@@ -57,18 +60,19 @@ def prepare(
     """Prepares every accepted and flagged series; run again after a kill, it goes on where it was.
 
     Raises:
-        DataError: the cache was made with other settings, no series is left (the modalities found are named), or the
-            disk is full.
+        DataError: `out` holds other files, the cache was made with other settings, no series is left (the modalities
+            found are named), or the disk is full.
     """
     rows, left_out = _chosen(Archive.open(index_dir).rows(), config)
+    check_out("prepare", out, "cache")
     cache_store.write_settings(out, config.preprocess)
-    remove_abandoned([out, *(out / "volumes").glob("??")])
+    remove_abandoned([out, out / "filled", *(out / "volumes").glob("??")])
     checksums = _checksums(out)
     rows["known"] = [checksums.get(str(key), "") for key in rows["series_key"]]
     _warn_of_little_space(rows[rows["known"] == ""], out, config.preprocess, warn)
     work = partial(_prepare_batch, index_dir.resolve(), out.resolve(), config.preprocess)
     done: list[dict[str, Any]] = []
-    for _, results in spread(work, rows.to_dict("records"), config.compute, _lost, _BATCH):
+    for _, results in spread(work, rows.to_dict("records"), config.compute, _lost, _BATCH, _VOLUME_S):
         if disk := next((result["disk"] for result in results if "disk" in result), ""):
             raise DataError(f"cache {out}: {disk}")
         done += results
@@ -177,10 +181,12 @@ def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, preprocess: P
         if shape is None:
             volume = archive.read(key)
             prepared = prepare_volume(Volume(volume.array, volume.affine, row["modality"]), preprocess)
+            _write_filled(out, entry, volume.filled_slices)
             del volume
             shape, written = prepared.array.shape, cache_store.write_entry(out, entry, prepared.array)
         else:
             result["reused"] = True
+        result["filled_slices"] = _filled(out, entry)
         path = cache_store.entry_path(out, entry)
         digest, size = written or (cache_store.file_digest(path), path.stat().st_size)
     except DiskError as error:
@@ -193,6 +199,23 @@ def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, preprocess: P
         return result | {"reason": _DEFECT}
     spacing = None if row["modality"] == "image" else list(preprocess.spacing_mm)
     return result | {"entry": entry, "shape": list(shape), "spacing_mm": spacing, "sha256": digest, "bytes": size}
+
+
+def _write_filled(out: Path, entry: str, slices: int) -> None:
+    """A trace that a kill leaves too: the manifest comes only at the end."""
+    file = out / "filled" / entry
+    if slices:
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, str(slices).encode())
+    else:
+        file.unlink(missing_ok=True)
+
+
+def _filled(out: Path, entry: str) -> int:
+    try:
+        return int((out / "filled" / entry).read_bytes())
+    except (OSError, ValueError):
+        return 0
 
 
 def _known(out: Path, entry: str, known: str) -> tuple[int, ...] | None:

@@ -18,7 +18,7 @@ from lejepa_med.data.dicom.assembly import Candidate, assemble
 from lejepa_med.data.dicom.frame import Frame
 from lejepa_med.data.dicom.header import NotAVolume
 from lejepa_med.data.dicom.listed import listed_stack
-from lejepa_med.data.dicom.volume import read_volume
+from lejepa_med.data.dicom.volume import UndecodableError, read_volume
 from lejepa_med.data.files import images, nifti
 from lejepa_med.data.files.file_volume import BadFile
 from lejepa_med.data.files.storage import size
@@ -70,7 +70,10 @@ class Archive:
         return hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def read(self, series_key: str) -> Volume:
-        """The voxels of one accepted or flagged series; raises `DataError` that names the key."""
+        """The voxels of one accepted or flagged series; raises `DataError` that names the key.
+
+        It is an `UndecodableScanError` where the files are as they were, and their pixels cannot be decoded.
+        """
         row = self._rows.get(series_key)
         if row is None:
             raise DataError(f"series {series_key}: not in this index")
@@ -78,6 +81,8 @@ class Archive:
             raise DataError(f"series {series_key}: rejected by `index` ({row['reason']})")
         try:
             volume = _read(self._files.of(series_key), row, self._names())
+        except UndecodableError as error:
+            raise UndecodableScanError(f"series {series_key}: {_undecodable(error)}") from None
         except (OSError, NotAVolume, BadFile, ValueError):
             raise DataError(f"series {series_key}: {_GONE}") from None
         if _description(volume) != (row["shape"], row["spacing_mm"], row["orientation"]):
@@ -86,6 +91,17 @@ class Archive:
 
     def _names(self) -> Pseudonyms:
         return Pseudonyms(read_salt(self._folder))
+
+
+class UndecodableScanError(DataError):
+    """Too many slices of a series do not decode."""
+
+
+def _undecodable(error: UndecodableError) -> str:
+    return (
+        f"its pixel data cannot be decoded: {error.lost} of {error.total} slices; restore their files, or run `index` "
+        "with decode=all into a new folder, which leaves such slices out"
+    )
 
 
 class _FileTable:
@@ -157,8 +173,11 @@ def read_any(path: Path, modality: str | None = None) -> list[Volume]:
     try:
         usable = (candidate.stack for candidate in candidates if not candidate.reason)
         volumes += [read_volume(built) for built in usable if built is not None]
+    except UndecodableError as error:
+        counts = f"{error.lost} of {error.total} slices"
+        raise DataError(f"{path}: the pixel data of a DICOM series cannot be decoded: {counts}") from None
     except ValueError:
-        raise DataError(f"{path}: the pixels of a DICOM series cannot be decoded") from None
+        raise DataError(f"{path}: a DICOM series cannot be read") from None
     if not volumes:
         reasons = {outcome.reason for _, outcome in examined} | {candidate.reason for candidate in candidates}
         listed = ", ".join(sorted(reasons - {""}))

@@ -42,6 +42,7 @@ FILE_REASONS: dict[str, str] = {
     "crashed_reader": "the reading process died of this file or never ended",
     "values_unknown": "a lookup table, or a slope of 0 or no number: what stored pixels mean is not known",
     "encrypted": "a member of an archive with a password",
+    "own_output": "a folder that lejepa-med wrote: an index, converted volumes, a cache or a run",
     "too_large": "claims more than any scan holds, or unpacks to over 1,000 times its size",
 }
 
@@ -109,6 +110,7 @@ FLAGS: dict[str, str] = {
     "nan_filled": "NaN outside the body, or in at most 0.1 % of the voxels, set to the lowest value",
     "interleaved_parts": "slices in turns of several acquisition numbers or times: one scan, or shifted time points",
     "shared_series_uid": "the same series UID also stands under another patient or study",
+    "undecodable_slices": "slices left out because their compressed pixels cannot be decoded",
 }
 
 SEQUENCES = (

@@ -14,11 +14,13 @@ class Volume:
 
     `array` is `[i, j, k]` (a 2D image: `[row, column]`), in rescaled units (CT: HU). `affine` (4x4, float64) takes
     voxel indices to millimetres in RAS+ (nibabel's convention); it is sheared where the gantry was tilted.
+    `filled_slices` were interpolated, since they were missing or could not be decoded.
     """
 
     array: NDArray[np.generic]
     affine: NDArray[np.float64]
     modality: str
+    filled_slices: int = 0
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:

@@ -32,6 +32,7 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
+from transcoding import transcoded
 
 from lejepa_med.data.dicom import codestream
 from lejepa_med.data.dicom.codestream import codestream_size
@@ -231,34 +232,6 @@ def test_bits_that_contradict_each_other(tmp_path: Path) -> None:
         read_frames(path)
 
 
-def transcoded(folder: Path, dataset: Dataset, syntax: gdcm.TransferSyntax, lossy: bool = False) -> Path:
-    """The file again, compressed by GDCM."""
-    (path,) = write(folder, [dataset])
-    reader = gdcm.ImageReader()
-    reader.SetFileName(str(path))
-    assert reader.Read()
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(syntax))
-    change.SetInput(reader.GetImage())
-    codec = None
-    if lossy:
-        codec = gdcm.JPEGLSCodec() if syntax == gdcm.TransferSyntax.JPEGLSNearLossless else gdcm.JPEGCodec()
-        codec.SetLossless(False)
-        if syntax == gdcm.TransferSyntax.JPEGLSNearLossless:
-            codec.SetLossyError(2)
-        else:
-            codec.SetQuality(100)
-        change.SetUserCodec(codec)
-    assert change.Change()
-    writer = gdcm.ImageWriter()
-    target = folder / "compressed"
-    writer.SetFileName(str(target))
-    writer.SetFile(reader.GetFile())
-    writer.SetImage(change.GetOutput())
-    assert writer.Write()
-    return target
-
-
 LOSSLESS = (
     (gdcm.TransferSyntax.JPEGLosslessProcess14, JPEGLossless),
     (gdcm.TransferSyntax.JPEGLosslessProcess14_1, JPEGLosslessSV1),
@@ -412,4 +385,36 @@ def test_run_lengths_that_do_not_add_up_are_refused_in_silence(
         changed[place] = 0x81 if damage == "longer" else 0xFF
     with pytest.raises(ValueError, match=r"run lengths|segments"):
         codestream.decode(encapsulate([bytes(changed)]), pixels, [0])
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(("place", "value"), [(6, 236), (6, 1), (15, 236), (16, 0), (4, 255)])
+def test_a_broken_jpeg_header_never_reaches_gdcm(tmp_path: Path, place: int, value: int) -> None:
+    """It ends the process at a wrong number of bits (byte 6) and at what is no segment (15 and 16)."""
+    path = transcoded(
+        tmp_path, dataset_of(smooth(12, False), 16, 12, False), gdcm.TransferSyntax.JPEGLosslessProcess14_1
+    )
+    (frame,) = read_frames(path)
+    pixels = StoredPixels(*frame.pixels)  # type: ignore[arg-type]
+    (stream,) = generate_frames(path.read_bytes()[pixels.offset :], number_of_frames=1)
+    assert codestream_size(stream) == SHAPE and stream[6] == 16 and stream[15] == 0xFF
+    broken = stream[:place] + bytes([value]) + stream[place + 1 :]
+    with pytest.raises(ValueError, match=r"codestream|size"):
+        codestream_size(broken)
+    with pytest.raises(ValueError, match="size"):
+        codestream.decode_one(stream, pixels._replace(allocated=8))
+
+
+@pytest.mark.parametrize(
+    "syntax", [gdcm.TransferSyntax.JPEGLosslessProcess14_1, gdcm.TransferSyntax.JPEGExtendedProcess2_4]
+)
+def test_an_image_that_ends_early_is_refused(tmp_path: Path, syntax: int, capfd: pytest.CaptureFixture[str]) -> None:
+    lossy = syntax == gdcm.TransferSyntax.JPEGExtendedProcess2_4
+    path = transcoded(tmp_path, dataset_of(smooth(12, False), 16, 12, False), syntax, lossy)
+    (frame,) = read_frames(path)
+    pixels = StoredPixels(*frame.pixels)  # type: ignore[arg-type]
+    (stream,) = generate_frames(path.read_bytes()[pixels.offset :], number_of_frames=1)
+    half = (stream.index(b"\xff\xda") + len(stream)) // 2
+    with pytest.raises(ValueError, match="damaged"):
+        codestream.decode_one(stream[:half] + b"\xff\xd9" + stream[half + 2 :], pixels)
     assert capfd.readouterr() == ("", "")

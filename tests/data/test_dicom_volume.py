@@ -16,7 +16,7 @@ from lejepa_med.data.dicom.assembly import assemble
 from lejepa_med.data.dicom.header_pass import read_frames
 from lejepa_med.data.dicom.resample import onto_grid
 from lejepa_med.data.dicom.stack import Stack
-from lejepa_med.data.dicom.volume import read_volume
+from lejepa_med.data.dicom.volume import UndecodableError, read_volume
 
 
 def stack_of(paths: list[Path]) -> Stack:
@@ -36,14 +36,16 @@ def damaged(paths: list[Path], *which: int) -> Stack:
 
 def test_an_inner_slice_that_does_not_decode_is_interpolated(tmp_path: Path) -> None:
     built = damaged(write(tmp_path, compressed(slices_of(8))), 3)
-    assert misplaced(read_volume(built)) <= 1.01
+    volume = read_volume(built)
+    assert misplaced(volume) <= 1.01 and volume.filled_slices == 1
 
 
 @pytest.mark.parametrize("which", [(0,), (7,), (2, 5)])
 def test_ends_and_more_than_a_tenth_are_not_invented(tmp_path: Path, which: tuple[int, ...]) -> None:
     built = damaged(write(tmp_path, compressed(slices_of(8))), *which)
-    with pytest.raises(ValueError, match="cannot be decoded"):
+    with pytest.raises(UndecodableError, match="cannot be decoded") as error:
         read_volume(built)
+    assert (error.value.lost, error.value.total) == (len(which), 8)
 
 
 def test_padding_is_not_mixed_into_a_filled_hole(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import gdcm
 import numpy as np
 import pytest
 from dicom_factory import enhanced, image, set_pixels
@@ -27,6 +28,7 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
+from transcoding import transcoded
 
 from lejepa_med.data import vocabulary
 
@@ -107,6 +109,25 @@ def sources(folder: Path) -> list[bytes]:
     return contents
 
 
+def jpeg_sources(folder: Path) -> list[bytes]:
+    """Files that only GDCM decodes: JPEG lossless of both kinds, and JPEG of 12 bits."""
+    folder.mkdir()
+    row, column = np.mgrid[0:64, 0:64]
+    values = 1000 + 300 * np.sin(row / 9) + 200 * np.cos(column / 7) + np.random.default_rng(0).normal(0, 12, (64, 64))
+    contents = []
+    for number, syntax in enumerate(
+        (gdcm.TransferSyntax.JPEGLosslessProcess14, gdcm.TransferSyntax.JPEGLosslessProcess14_1,
+         gdcm.TransferSyntax.JPEGExtendedProcess2_4)
+    ):  # fmt: skip
+        dataset = image((0, 0, 0))
+        set_pixels(dataset, values)
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        made = transcoded(folder.with_name(f"made {number}"), dataset, syntax, lossy=number == 2)
+        contents.append(made.read_bytes())
+        (folder / str(number)).write_bytes(contents[-1])
+    return contents
+
+
 def _mosaic() -> Dataset:
     dataset = image((0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"], SpacingBetweenSlices=3.0)
     set_pixels(dataset, np.arange(64.0 * 64).reshape(64, 64))
@@ -165,7 +186,25 @@ def drop(content: bytes, draw: random.Random) -> bytes:
     return content[:place] + content[place + draw.choice((1, 2, 8, 50)) :]
 
 
-MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip, cut, overwrite, repeat, drop)
+def harm_markers(content: bytes, draw: random.Random) -> bytes:
+    """Changes bytes beside what may be a marker of JPEG: segments, their lengths, tables and the frame's size."""
+    changed = bytearray(content)
+    places = [place for place in range(128, len(content) - 1) if content[place] == 0xFF and content[place + 1] > 0xBF]
+    for _ in range(draw.choice((1, 2, 4))):
+        place = min(draw.choice(places or [132]) + draw.randrange(24), len(changed) - 1)
+        changed[place] = draw.choice((0, 1, 255, draw.randrange(256)))
+    return bytes(changed)
+
+
+MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (flip, cut, overwrite, repeat, drop, harm_markers)
+
+
+def in_codestream(content: bytes, draw: random.Random) -> bytes:
+    """Mutates a JPEG codestream and keeps its length, so that the header pass finds nothing wrong."""
+    start = content.rindex(b"\xfe\xff\x00\xe0") + 8
+    whole = bytes(128) + content[start:]
+    changed = draw.choice(MUTATIONS)(whole, draw)[: len(whole)].ljust(len(whole), b"\0")
+    return content[:start] + changed[128:-10] + content[-10:]  # the end of the fragment stays
 
 
 def look_at(paths: list[Path]) -> tuple[list[Look | None], str]:
@@ -186,8 +225,8 @@ def look_at(paths: list[Path]) -> tuple[list[Look | None], str]:
     return looks, said
 
 
-def check(folder: Path, numbers: range) -> None:
-    valid = sources(folder / "valid")
+def check(folder: Path, numbers: range, of_jpeg: bool = False) -> None:
+    valid = (jpeg_sources if of_jpeg else sources)(folder / "valid")
     broken = folder / "broken"
     broken.mkdir()
     paths = []
@@ -195,7 +234,7 @@ def check(folder: Path, numbers: range) -> None:
         draw = random.Random(number)
         content = valid[number % len(valid)]
         for _ in range(draw.choice((1, 1, 2))):
-            content = draw.choice(MUTATIONS)(content, draw)
+            content = (in_codestream if of_jpeg else draw.choice(MUTATIONS))(content, draw)
         paths.append(broken / f"{number}.dcm")
         paths[-1].write_bytes(content)
     looks, said = look_at([*sorted((folder / "valid").iterdir()), *paths])
@@ -210,7 +249,11 @@ def check(folder: Path, numbers: range) -> None:
             assert set(look.damage) <= {"", "truncated", "no_pixels"}, name
             assert look.decoded in ("", "refused"), f"{name}: {look.decoded}"
             assert look.seconds < SECONDS and look.growth_mb < MEGABYTES and not look.records, f"{name}: {look}"
-    assert len({look.reason for look in looks if look}) > 3  # the mutations do reach the reader
+    # The mutations do reach the reader, or the decoder.
+    if of_jpeg:
+        assert sum(look.decoded == "refused" for look in looks if look) > len(numbers) // 4
+    else:
+        assert len({look.reason for look in looks if look}) > 3
 
 
 def test_a_hundred_damaged_files(tmp_path: Path) -> None:
@@ -220,3 +263,12 @@ def test_a_hundred_damaged_files(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_thousands_of_damaged_files(tmp_path: Path) -> None:
     check(tmp_path, range(100, 2600))
+
+
+def test_a_hundred_damaged_jpeg_files(tmp_path: Path) -> None:
+    check(tmp_path, range(100), of_jpeg=True)
+
+
+@pytest.mark.long
+def test_thousands_of_damaged_jpeg_files(tmp_path: Path) -> None:
+    check(tmp_path, range(100, 2600), of_jpeg=True)

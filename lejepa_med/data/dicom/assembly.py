@@ -18,6 +18,8 @@ from lejepa_med.data.dicom.plane import PARALLEL_MM, corner_distances_mm, has_ge
 from lejepa_med.data.dicom.split import Part, identity, kept_parts, split
 from lejepa_med.data.dicom.stack import Stack
 
+_FLAG_OF_DAMAGE = {"undecodable": "undecodable_slices"}
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -43,8 +45,9 @@ def assemble(frames: Sequence[Frame], settings: IndexSettings) -> list[Candidate
     images = [candidate for candidate in candidates if candidate.frames[0].kind == "image"]
     if len(images) > 1:
         candidates = [replace(candidate, flags=candidate.flags | {"split_series"}) for candidate in candidates]
-    if len(usable) < len(frames):
-        candidates = [replace(candidate, flags=candidate.flags | {"truncated_slices"}) for candidate in candidates]
+    left_out = {_FLAG_OF_DAMAGE.get(frame.damage, "truncated_slices") for frame in frames if frame.damage}
+    if left_out:
+        candidates = [replace(candidate, flags=candidate.flags | left_out) for candidate in candidates]
     return candidates
 
 

@@ -66,7 +66,7 @@ class Frame:
     sequence: str
     body_part: str
     flags: tuple[str, ...]
-    damage: str  # "", truncated or no_pixels
+    damage: str  # "", truncated, no_pixels or undecodable
     mosaic: int  # tiles along each side of the stored image, 0 if it is no mosaic
     bytes: int
     pixels: tuple[str | int, ...] = ()  # a `StoredPixels`, empty where there are none

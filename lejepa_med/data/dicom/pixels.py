@@ -6,7 +6,9 @@ stored word only the bits count that the header calls used (PS3.5 8.1.1); the ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +28,47 @@ def stored_values(frames: Sequence[Frame]) -> list[NDArray[np.generic]]:
 
     Any exception of pydicom or its decoders may come out.
     """
-    pixels = _pixels(frames[0])
+    with _opened(frames) as image:
+        return [image(frame) for frame in frames]
+
+
+def stored_or_none(frames: Sequence[Frame]) -> Iterator[NDArray[np.generic] | None]:
+    """The same one by one, with None for each frame that does not decode; raises where none of them can be reached."""
+    with _opened(frames) as image:
+        for frame in frames:
+            try:
+                values = image(frame)
+            except MemoryError:  # says nothing of the frame
+                raise
+            except Exception:
+                yield None
+            else:
+                yield values
+
+
+def needs_decoder(frame: Frame) -> bool:
+    """Whether a look at the header does not tell that the pixels are there."""
+    return bool(frame.pixels) and StoredPixels(*frame.pixels).syntax not in ("", DEFLATED)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def _opened(frames: Sequence[Frame]) -> Iterator[Callable[[Frame], NDArray[np.generic]]]:
+    """What gives the image of a frame of this file."""
     first = frames[0]
-    indexes = [0] if first.mosaic else [frame.index for frame in frames]
+    pixels = _pixels(first)
+    indexes = {0 if frame.mosaic else frame.index for frame in frames}
     with storage.open_binary(first.path) as file:
-        images = _images(file, pixels, indexes, first.padding)
-    if first.mosaic:
-        images = [_tile(images[0], frame) for frame in frames]
-    if any(image.shape != (frame.rows, frame.columns) for image, frame in zip(images, frames, strict=True)):
-        raise ValueError("pixels do not have the size that the header gives")
-    return images
+        stored = _images(file, pixels, indexes, first.padding)
+        if first.mosaic:
+            stored = functools.cache(stored)
+
+        def image(frame: Frame) -> NDArray[np.generic]:
+            found = _tile(stored(0), frame) if frame.mosaic else stored(frame.index)
+            if found.shape != (frame.rows, frame.columns):
+                raise ValueError("pixels do not have the size that the header gives")
+            return found
+
+        yield image
 
 
 def _pixels(frame: Frame) -> StoredPixels:
@@ -46,15 +79,16 @@ def _pixels(frame: Frame) -> StoredPixels:
 
 
 def _images(
-    file: Source, pixels: StoredPixels, indexes: Sequence[int], padding: tuple[int, ...]
-) -> list[NDArray[np.generic]]:
+    file: Source, pixels: StoredPixels, indexes: Iterable[int], padding: tuple[int, ...]
+) -> Callable[[int], NDArray[np.generic]]:
+    """What gives one of these stored images by its index."""
     if pixels.syntax == DEFLATED:
         file = data_set(file)
     elif pixels.syntax:
         file.seek(pixels.offset)
-        images = codestream.decode(file.read(), pixels, indexes)
-        return [_of_codestream(image, pixels, padding) for image in images]
-    return [used_bits(_words(file, pixels, index), pixels, padding) for index in indexes]
+        found = codestream.streams(file.read(), pixels, indexes)
+        return lambda index: _of_codestream(codestream.decode_one(found[index], pixels), pixels, padding)
+    return lambda index: used_bits(_words(file, pixels, index), pixels, padding)
 
 
 def _words(file: Source, pixels: StoredPixels, index: int) -> NDArray[np.generic]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lejepa_med.data.dicom.frame import Frame
-from lejepa_med.data.dicom.pixels import padding_mask, rescaled, stored_values
+from lejepa_med.data.dicom.pixels import padding_mask, rescaled, stored_or_none
 from lejepa_med.data.dicom.resample import onto_grid
 from lejepa_med.data.dicom.stack import Stack
 from lejepa_med.data.volume import Volume
@@ -17,11 +17,20 @@ _UNDECODABLE_SHARE = 10
 """One slice in so many may fail to decode, and one in any case."""
 
 
+class UndecodableError(ValueError):
+    """Too many slices do not decode: how many, and of how many."""
+
+    def __init__(self, lost: int, total: int) -> None:
+        super().__init__(f"{lost} of {total} slices cannot be decoded")
+        self.lost, self.total = lost, total
+
+
 def read_volume(stack: Stack) -> Volume:
     """Decodes a stack; holes, and single interior slices that do not decode, are interpolated between neighbours.
 
-    Raises ValueError where the first or last slice, or more than a tenth of them, do not decode: nothing is invented
-    beyond the slices that are there, and a volume keeps the shape that its index row states.
+    `Volume.filled_slices` counts both. Raises `UndecodableError` where the first or last slice, or more than a tenth of
+    them, do not decode: nothing is invented beyond the slices that are there, and a volume keeps the shape that its
+    index row states.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for place, frame in enumerate(stack.frames):
@@ -31,19 +40,22 @@ def read_volume(stack: Stack) -> Volume:
     for places in members.values():
         frames = [stack.frames[place] for place in places]
         try:
-            images = stored_values(frames)
-        except Exception:
+            for place, frame, stored in zip(places, frames, stored_or_none(frames), strict=True):
+                if stored is not None:
+                    slices.put(stack.slots[place], frame, stored)
+                    decoded.append(place)
+        except MemoryError:
+            raise
+        except Exception:  # the rest of this file cannot be reached
             continue
-        for place, frame, stored in zip(places, frames, images, strict=True):
-            slices.put(stack.slots[place], frame, stored)
-        decoded += places
     decoded.sort()
-    count = len(stack.frames)
-    if not {0, count - 1} <= set(decoded) or count - len(decoded) > max(1, count // _UNDECODABLE_SHARE):
-        raise ValueError("too many slices cannot be decoded")
+    count, lost = len(stack.frames), len(stack.frames) - len(decoded)
+    if not {0, count - 1} <= set(decoded) or lost > max(1, count // _UNDECODABLE_SHARE):
+        raise UndecodableError(lost, count)
     array = slices.finished()
     onto_grid(array, np.array(stack.slots)[decoded], stack.shifts[decoded], stack.affine)
-    return Volume(array.transpose(2, 1, 0), stack.affine, stack.frames[0].modality)
+    modality = stack.frames[0].modality
+    return Volume(array.transpose(2, 1, 0), stack.affine, modality, filled_slices=stack.missing + lost)
 
 
 class _Slices:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lejepa_med.data.files import packed
+from lejepa_med.data.files import own_output, packed
 from lejepa_med.errors import DataError
 
 _ANNEX = "/.git/annex/objects/"  # git-annex keeps contents there; the names that say what they are link to them
@@ -45,7 +45,7 @@ class _Folder:
 
 
 def walk(paths: Sequence[Path], skip: Path | None = None) -> Iterator[Found]:
-    """All files below `paths`, each once, in the order of names (in archives: in theirs); `skip` is left out.
+    """All files below `paths`, each once, in the order of names (in archives: in theirs); `skip` is one entry.
 
     `relative` starts with the name of the given folder, so that it survives moving the archive elsewhere. Raises
     `DataError` for a path that does not exist, at once, and for a single path without a file.
@@ -104,6 +104,9 @@ class _Walk:
         except OSError as error:
             self._closed.add(real)
             yield _no_file(path, relative, "permission_denied" if _denied(error) else "unreadable")
+        if own_output.kind_of({entry.name for entry in entries}):
+            yield _no_file(path, relative, "own_output")
+            return
         entries.sort(key=lambda entry: entry.name, reverse=True)
         self._above.append(_Folder(path, real, relative, entries))
 
@@ -111,6 +114,7 @@ class _Walk:
         real = os.path.join(folder.real, entry.name)  # noqa: PTH118
         relative = f"{folder.relative}/{entry.name}"
         if real in self._skip:
+            yield _no_file(entry.path, relative, "own_output")
             return
         if entry.is_symlink():
             yield from self._link(entry.path, relative)
@@ -122,6 +126,7 @@ class _Walk:
     def _link(self, path: str, relative: str) -> Iterator[Found]:
         target = os.path.realpath(path)
         if _inside(target, self._skip):
+            yield _no_file(path, relative, "own_output")
             return
         try:
             status = Path(path).stat()

@@ -13,12 +13,13 @@ import functools
 import itertools
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lejepa_med.compute import spread
 from lejepa_med.config.indexing import IndexSettings
+from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.files.walk import Found, walk
 from lejepa_med.data.index.acquisitions import from_json, groups, member_of, to_json
 from lejepa_med.data.index.archive_page import write_page
@@ -28,7 +29,7 @@ from lejepa_med.data.index.entries_files import HU_OF_FAT, Context, Patients, fi
 from lejepa_med.data.index.entries_other import other_entry
 from lejepa_med.data.index.entry import Entry
 from lejepa_med.data.index.entry_table import EntryTable
-from lejepa_med.data.index.examine import Examined, Record, record, record_many, unpack_volumes
+from lejepa_med.data.index.examine import Examined, Record, record, record_crashed, record_many, unpack_volumes
 from lejepa_med.data.index.probe import CRASHED, Probe, Probed, probe_many
 from lejepa_med.data.index.pseudonyms import Pseudonyms
 from lejepa_med.data.index.rules import judge
@@ -39,7 +40,8 @@ from lejepa_med.errors import DataError
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the number of things done and their total (0: not known yet)."""
 
-_FILE_S, _VOLUME_S = 120.0, 300.0  # a reader that takes longer hangs
+_CRASHED = "crashed_reader"
+_FILE_S, _VOLUME_S = 300.0, 300.0  # a reader that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ def index(
 ) -> IndexSummary:
     """Writes the index of all files below `paths` into `out`, which may hold an earlier index of them.
 
-    Raises `DataError` for a path that does not exist, and where no file is a scan (nothing is written then).
+    Raises `DataError` for a path that does not exist, where no file is a scan (nothing is written then), and where
+    `out` holds anything else: it is left out of the walk.
     """
+    check_out("index", out, "index")
     with Store(out) as store:
         try:
             run = _Run(store, load_salt(out), settings, progress)
@@ -109,20 +113,35 @@ def _index(paths: Sequence[Path], out: Path, run: _Run) -> IndexSummary:
 
 def _read(run: _Run) -> int:
     """Reads what is not known yet, and returns how many files that were."""
-    total, unread = run.store.num_found(), run.store.num_unread()
+    decode = run.settings.decode == "all"
+    total, unread = run.store.num_found(), run.store.num_unread(decode)
     done = total - unread
     run.progress("files", done, total)
-    work = functools.partial(record_many, run.salt)
-    lost = functools.partial(_lost, Pseudonyms(run.salt))
-    for batch, records in spread(work, run.store.unread(), run.settings.compute, lost, seconds_per_item=_FILE_S):
+    work = functools.partial(record_many, run.salt, decode)
+    crashed: list[Found] = []
+    for batch, records in _records(work, run.store.unread(decode), run):
+        read = [pair for pair in zip(batch, records, strict=True) if pair[1].reason != _CRASHED]
+        run.store.add_records([found for found, _ in read], [outcome for _, outcome in read], run.salt)
+        crashed += [found for found, outcome in zip(batch, records, strict=True) if outcome.reason == _CRASHED]
+        done += len(read)
+        run.progress("files", done, total)
+    # A decoder may have crashed: the header alone tells which slices these are.
+    for batch, records in _records(functools.partial(record_crashed, run.salt), crashed, run):
         run.store.add_records(batch, records, run.salt)
         done += len(batch)
         run.progress("files", done, total)
     return unread
 
 
+def _records(
+    work: Callable[[list[Found]], list[Record]], files: Iterable[Found], run: _Run
+) -> Iterator[tuple[list[Found], list[Record]]]:
+    lost = functools.partial(_lost, Pseudonyms(run.salt))
+    return spread(work, files, run.settings.compute, lost, seconds_per_item=_FILE_S)
+
+
 def _lost(names: Pseudonyms, found: Found) -> Record:
-    return record(found, Examined("other", "crashed_reader"), names)
+    return record(found, Examined("other", _CRASHED), names)
 
 
 def _assemble(table: EntryTable, run: _Run) -> None:
@@ -144,6 +163,8 @@ def _assemble(table: EntryTable, run: _Run) -> None:
 
 def _judged(entry: Entry, run: _Run) -> Entry:
     """The entry after the rules that know nothing of files, with what its group depends on."""
+    if entry.reason in ("irregular_spacing", "too_few_slices") and "undecodable_slices" in entry.flags:
+        entry = entry.rejected("undecodable")  # what is left of it has too many holes
     member = member_of(entry, Pseudonyms(run.salt))
     return judge(replace(entry, acquisition="" if member is None else to_json(member)), run.settings)
 
@@ -171,6 +192,8 @@ def _with_probe(entry: Entry, probe: Probe) -> Entry:
         return entry.rejected(probe.reason)
     if entry.modality == "ct" and probe.low > HU_OF_FAT:
         entry = entry.flagged("hu_uncertain")
+    if probe.flags:
+        entry = entry.flagged(*probe.flags.split(";"))
     return entry.with_content(probe.content)
 
 

@@ -76,7 +76,7 @@ def _entries(frames: Sequence[Frame], series: _Series, settings: IndexSettings) 
     left_out: dict[str, list[Frame]] = {"duplicate": [*repeated]}
     for candidate in candidates:
         left_out["duplicate"] += candidate.dropped
-    for reason in ("truncated", "no_pixels"):
+    for reason in ("truncated", "no_pixels", "undecodable"):
         left_out[reason] = [frame for frame in unique if frame.damage == reason]
     used = {use.file for entry in entries for use in entry.files}
     for reason, members in left_out.items():

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lejepa_med.data.dicom.frame import Frame
 from lejepa_med.data.dicom.header import NotAVolume, looks_like_dicom
 from lejepa_med.data.dicom.header_pass import read_frames
+from lejepa_med.data.dicom.pixels import needs_decoder, stored_or_none
 from lejepa_med.data.files import images, nifti
 from lejepa_med.data.files.file_volume import BadFile, FileVolume
 from lejepa_med.data.files.walk import Found
@@ -23,7 +24,7 @@ from lejepa_med.data.index.entry import as_tuples
 from lejepa_med.data.index.pseudonyms import Pseudonyms
 from lejepa_med.data.privacy import keyed_hash
 
-VERSION = 5
+VERSION = 6
 """Raised whenever `Record` or what is read from files changes: what older versions found is then read anew."""
 
 _PACKED = (".7z", ".rar", ".tar.zst")  # zip and tar are opened where files are found
@@ -53,6 +54,8 @@ class Record(NamedTuple):
     frames: int
     volumes: int
     payload: bytes
+    decoded: bool = True
+    """Whether all is known: no compressed frame is left that was not decoded."""
 
 
 def examine(found: Found) -> Examined:
@@ -82,21 +85,46 @@ def examine(found: Found) -> Examined:
     return Examined("other", "unsupported_format" if name.endswith(_UNSUPPORTED) else "not_a_scan")
 
 
-def record_many(salt: bytes, batch: list[Found]) -> list[Record]:
-    """The records of a batch of files."""
+def record_many(salt: bytes, decode: bool, batch: list[Found]) -> list[Record]:
+    """The records of a batch of files; with `decode`, compressed frames that do not decode are marked."""
     names = Pseudonyms(salt)
-    return [record(found, examine(found), names) for found in batch]
+    return [record(found, decoded(examine(found)) if decode else examine(found), names, decode) for found in batch]
 
 
-def record(found: Found, examined: Examined, names: Pseudonyms) -> Record:
+def record_crashed(salt: bytes, batch: list[Found]) -> list[Record]:
+    """The records of files whose decoding ended the process: all their compressed frames are marked."""
+    names = Pseudonyms(salt)
+    return [record(found, decoded(examine(found), crashed=True), names) for found in batch]
+
+
+def decoded(examined: Examined, crashed: bool = False) -> Examined:
+    """The same with `undecodable` as the damage of compressed frames that a decoder refuses."""
+    compressed = [frame for frame in examined.frames if not frame.damage and needs_decoder(frame)]
+    if not compressed:
+        return examined
+    lost = {frame.index for frame in compressed}
+    if not crashed:
+        try:
+            values = stored_or_none(compressed)
+            lost = {frame.index for frame, image in zip(compressed, values, strict=True) if image is None}
+        except MemoryError:  # says nothing of the frames
+            return examined
+        except Exception:  # the codestreams cannot be told apart: all are lost
+            pass
+    frames = [replace(frame, damage="undecodable") if frame.index in lost else frame for frame in examined.frames]
+    return replace(examined, frames=tuple(frames))
+
+
+def record(found: Found, examined: Examined, names: Pseudonyms, is_decoded: bool = True) -> Record:
     """What is kept of a file."""
     if examined.frames:
         frames = [names.frame(frame, found.relative) for frame in examined.frames]
         first = frames[0]
         series = keyed_hash(names.salt, "frames", first.patient_id, first.study_uid, first.series_uid)
         return Record(
-            "dicom", "", series, first.series_uid, first.patient_id, first.study_uid, len(frames), 0, pack(frames)
-        )
+            "dicom", "", series, first.series_uid, first.patient_id, first.study_uid, len(frames), 0, pack(frames),
+            is_decoded or not any(map(needs_decoder, examined.frames)),
+        )  # fmt: skip
     if examined.volumes:
         volumes = [dataclasses.astuple(_salted(volume, names.salt)) for volume in examined.volumes]
         described = json.dumps(volumes, separators=(",", ":"))
@@ -109,7 +137,7 @@ def record(found: Found, examined: Examined, names: Pseudonyms) -> Record:
 
 def _salted(volume: FileVolume, salt: bytes) -> FileVolume:
     """Without the salt, the hash of voxels would tell whether a scan that is public elsewhere is here."""
-    return dataclasses.replace(volume, content=keyed_hash(salt, "content", volume.content))
+    return replace(volume, content=keyed_hash(salt, "content", volume.content))
 
 
 def pack(frames: Sequence[Frame]) -> bytes:

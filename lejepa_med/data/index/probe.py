@@ -1,4 +1,4 @@
-"""A cheap look at the pixels of a DICOM volume: three slices, and all of them only if these are constant."""
+"""A cheap look at the pixels of a DICOM volume: three slices; all, if these are constant or one does not decode."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ _SHARES = (0.25, 0.5, 0.75)
 
 
 class Probe(NamedTuple):
-    """A reason to reject the volume, or none, the range of the values seen, and a hash of them and their places."""
+    """A reason to reject the volume, or none, the range of the values seen, a hash of them and their places, flags."""
 
     reason: str
     low: float
     high: float
     content: str
+    flags: str = ""
 
 
+_UNDECODABLE = Probe("undecodable", 0.0, 0.0, "")
 CRASHED = Probe("crashed_reader", 0.0, 0.0, "")
 
 
@@ -54,20 +56,21 @@ def probe(entry: Entry, places: Sequence[FilePlace], names: Pseudonyms) -> Probe
         except Exception:
             continue
     if not values:
-        return Probe("undecodable", 0.0, 0.0, "")
+        return _UNDECODABLE
     if not all(np.isfinite(array).all() for array in values):
         return Probe("not_finite", 0.0, 0.0, "")
     low, high = min(float(array.min()) for array in values), max(float(array.max()) for array in values)
-    if low == high:
-        try:
-            array = read_volume(listed_stack(places, entry.series_hash, names)).array
-            low, high = float(array.min()), float(array.max())
-        except Exception:
-            return Probe("undecodable", 0.0, 0.0, "")
-        if low == high:
-            return Probe("constant", low, high, "")
-        return Probe("", low, high, "")  # three empty slices are no proof that two volumes are one
-    return Probe("", low, high, _content(entry, values, names.salt) if len(values) == len(_SHARES) else "")
+    if low < high and len(values) == len(_SHARES):
+        return Probe("", low, high, _content(entry, values, names.salt))
+    try:
+        built = listed_stack(places, entry.series_hash, names)
+        volume = read_volume(built)
+    except Exception:
+        return _UNDECODABLE
+    flags = "undecodable_slices" if volume.filled_slices > built.missing else ""
+    low, high = float(volume.array.min()), float(volume.array.max())
+    # Without content: three empty slices, or two of three, are no proof that two volumes are one.
+    return Probe("constant" if low == high else "", low, high, "", flags)
 
 
 def _content(entry: Entry, values: Sequence[NDArray[np.generic]], salt: bytes) -> str:

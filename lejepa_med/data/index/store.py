@@ -20,14 +20,15 @@ from lejepa_med.data.index.examine import VERSION, Record
 from lejepa_med.data.index.probe import Probe
 from lejepa_med.errors import DataError
 
-_SCHEMA = 1
+_SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS examined (
     id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, kind TEXT NOT NULL, reason TEXT NOT NULL, series TEXT NOT NULL,
     uid TEXT NOT NULL, patient TEXT NOT NULL, study TEXT NOT NULL, frames INTEGER NOT NULL, volumes INTEGER NOT NULL,
-    payload BLOB NOT NULL);
+    payload BLOB NOT NULL, decoded INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS probes (
-    signature TEXT PRIMARY KEY, reason TEXT NOT NULL, low REAL NOT NULL, high REAL NOT NULL, content TEXT NOT NULL);
+    signature TEXT PRIMARY KEY, reason TEXT NOT NULL, low REAL NOT NULL, high REAL NOT NULL, content TEXT NOT NULL,
+    flags TEXT NOT NULL);
 CREATE TEMP TABLE found (
     file INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, relative TEXT NOT NULL, size INTEGER NOT NULL,
     mtime INTEGER NOT NULL, reason TEXT NOT NULL, key BLOB NOT NULL);
@@ -145,13 +146,13 @@ class Store:
         """Files of this run."""
         return self.count("SELECT COUNT(*) FROM found")
 
-    def num_unread(self) -> int:
-        """Files of this run that no run has read."""
-        return self.count(f"SELECT COUNT(*) FROM found f WHERE {_UNREAD}")
+    def num_unread(self, decode: bool) -> int:
+        """Files of this run that no run has read, or with `decode` not decoded either."""
+        return self.count(f"SELECT COUNT(*) FROM found f WHERE {_UNREAD[decode]}")
 
-    def unread(self) -> Iterator[Found]:
+    def unread(self, decode: bool) -> Iterator[Found]:
         """Those files, in the order of the walk; what is read meanwhile may be added."""
-        last, query = 0, f"SELECT * FROM found f WHERE file > ? AND {_UNREAD} ORDER BY file LIMIT {_PAGE}"
+        last, query = 0, f"SELECT * FROM found f WHERE file > ? AND {_UNREAD[decode]} ORDER BY file LIMIT {_PAGE}"
         while page := self.sql.execute(query, (last,)).fetchall():
             yield from (
                 Found(path, relative, size, mtime, reason) for _, path, relative, size, mtime, reason, _ in page
@@ -165,8 +166,8 @@ class Store:
             self.sql.execute("BEGIN")
             self.sql.executemany(
                 "INSERT OR REPLACE INTO examined "
-                "(key, kind, reason, series, uid, patient, study, frames, volumes, payload) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "(key, kind, reason, series, uid, patient, study, frames, volumes, payload, decoded) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 rows,
             )
 
@@ -210,16 +211,16 @@ class Store:
     def probe(self, signature: str) -> Probe | None:
         """What a look at the pixels of a volume showed, if its files have not changed since."""
         row = self.sql.execute(
-            "SELECT reason, low, high, content FROM probes WHERE signature = ?", (signature,)
+            "SELECT reason, low, high, content, flags FROM probes WHERE signature = ?", (signature,)
         ).fetchone()
         return None if row is None else Probe(*row)
 
     def add_probes(self, probes: Sequence[tuple[str, Probe]]) -> None:
         """Keeps what looks at pixels showed."""
-        rows = [(signature, probe.reason, probe.low, probe.high, probe.content) for signature, probe in probes]
+        rows = [(signature, *probe) for signature, probe in probes]
         with self.sql:
             self.sql.execute("BEGIN")
-            self.sql.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?)", rows)
+            self.sql.executemany("INSERT OR REPLACE INTO probes VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def prune(self) -> None:
         """Forgets files that are gone or changed, volumes once they are most of it, and files of older versions."""
@@ -242,7 +243,8 @@ SELECT known.series, p.series, p.file FROM placed p JOIN examined e ON e.id = p.
     GROUP BY e.uid, e.study HAVING COUNT(DISTINCT e.patient) = 1) AS known
 ON e.uid = known.uid AND e.study = known.study WHERE e.patient = ''
 """
-_UNREAD = "NOT EXISTS (SELECT 1 FROM examined e WHERE e.key = f.key)"
+_KNOWN = "SELECT 1 FROM examined e WHERE e.key = f.key"
+_UNREAD = {False: f"NOT EXISTS ({_KNOWN})", True: f"NOT EXISTS ({_KNOWN} AND e.decoded)"}
 
 
 def _key(salt: bytes, file: Found) -> bytes:
