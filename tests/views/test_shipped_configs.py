@@ -81,3 +81,12 @@ def test_no_ct_window_lies_between_lung_and_soft_tissue(file: Path) -> None:
     centres = torch.linspace(first, last, 1000)
     between = (centres - narrow / 2 >= -820) & (centres + narrow / 2 <= -120)
     assert not between.any()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_its_contact_sheet_is_in_the_documentation(file: Path) -> None:
+    docs = CONFIGS.parent / "docs"
+    picture = docs / "images" / "views" / f"{file.stem}.png"
+    assert picture.stat().st_size < 300_000, "python benchmarks/views_sheets.py --out docs/images/views"
+    page = (docs / "views.md").read_text(encoding="utf-8")
+    assert f"images/views/{picture.name}" in page and f"`{file.name}`" in page
