@@ -43,7 +43,7 @@ from lejepa_med.training.advice import Advice, advise
 from lejepa_med.training.log import read_log
 from lejepa_med.training.loop import choose_device, train
 from lejepa_med.training.model import Pretrainer
-from lejepa_med.views import BatchedMultiCrop
+from lejepa_med.views import BatchedMultiCrop, SampleFacts
 from lejepa_med.viz.contact_sheet import views_sheet
 from lejepa_med.weights import find_weights, load_backbone, load_strictly, read_tensors, save_backbone
 
@@ -274,10 +274,9 @@ def inference_batches(
 
 
 def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples: int = 6) -> None:
-    """The contact sheet of the views of the first step."""
-    batch = dataset[0]
-    chosen = slice(0, samples)
-    crop = BatchedMultiCrop(config.views)
-    views = crop(batch.images[chosen], batch.spacing_mm, batch.is_ct[chosen], ("views", config.seed, 0))
-    titles = [f"sample {number}" for number in range(len(batch.keys[chosen]))]
+    """The contact sheet of the views of the first samples of the first step."""
+    batch = dataset.gather(dataset.sampler.batch(0)[:samples], 0)
+    crop, facts = BatchedMultiCrop(config.views), SampleFacts(keys=batch.keys)
+    views = crop(batch.images, batch.spacing_mm, batch.is_ct, ("views", config.seed, 0), facts=facts)
+    titles = [f"sample {number}" for number in range(len(batch.keys))]
     views_sheet(views, file, titles, sliced=config.data.kind == "slices")

@@ -2,7 +2,9 @@
 
 A box is `(start, length)` along each axis, in source voxels, measured from the outer edge of voxel 0. Each output voxel
 is a triangle-filtered mean whose half-width is the larger of one source voxel and one output voxel times `blur`, so a
-shrunk image shows no aliasing and an enlarged one is linear interpolation (as in Pillow's BILINEAR).
+shrunk image shows no aliasing and an enlarged one is linear interpolation (as in Pillow's BILINEAR). Sampled at few
+source voxels, a triangle's centre of gravity is up to 0.086 of them off its centre (at pitches from 1 to 3); its two
+sides are weighed so that it is not, and a ramp stays the ramp.
 """
 
 from __future__ import annotations
@@ -24,15 +26,36 @@ def axis_weights(
 ) -> Float[Tensor, "*batch out in"]:
     """Matrices that resample boxes along one axis; a negative `length` runs backwards from `start` (a flip).
 
-    Weights outside the source are left out and the rest renormalised.
+    Each weight is (1 - |d| / half) (1 + tilt d) at the distance d from the centre, of which the second factor lies
+    between 0.5 and 1.6. Weights outside the source are left out and the rest renormalised.
     """
     device = start.device
     pitch = length / out_size
     centre = start[..., None] + (torch.arange(out_size, device=device) + 0.5) * pitch[..., None] - 0.5
-    half = (pitch.abs() * blur).clamp(min=1.0)[..., None, None]
-    distance = (torch.arange(in_size, device=device) - centre.clamp(0, in_size - 1)[..., None]).abs()
-    weights = (1 - distance / half).clamp(min=0)
+    half = (pitch.abs() * blur).clamp(min=1.0)[..., None]
+    centre = centre.clamp(0, in_size - 1)
+    offset = torch.arange(in_size, device=device) - centre[..., None]
+    weights = (1 - offset.abs() / half[..., None]).clamp(min=0) * (1 + _tilt(centre, half)[..., None] * offset)
     return weights / weights.sum(-1, keepdim=True)
+
+
+def _tilt(centre: Float[Tensor, "*batch out"], half: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch out"]:
+    """Minus the first moment of the sampled triangle / its second, both about its centre, in closed form.
+
+    As if there were voxels beyond the edges: what is cut off there must not be made up for.
+    """
+    right = centre.ceil() - centre
+    first, second = torch.zeros_like(centre), torch.zeros_like(centre)
+    for sign, nearest in ((-1.0, 1 - right), (1.0, right)):  # voxels at nearest, nearest + 1, ... on either side
+        count = (half - nearest).floor() + 1
+        pairs = count * (count - 1) / 2
+        squares = pairs * (2 * count - 1) / 3
+        sum_1 = count * nearest + pairs
+        sum_2 = count * nearest**2 + 2 * nearest * pairs + squares
+        sum_3 = count * nearest**3 + 3 * nearest**2 * pairs + 3 * nearest * squares + pairs**2
+        first += sign * (sum_1 - sum_2 / half)
+        second += sum_2 - sum_3 / half
+    return torch.where(half > 1, -first / second.clamp(min=1e-6), 0.0)  # interpolation is exact as it is
 
 
 def resample(

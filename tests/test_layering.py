@@ -17,7 +17,7 @@ LINES = (
     ("errors",),
     ("spec",),
     ("config",),
-    ("randomness", "resampling", "distributed", "compute"),
+    ("randomness", "resampling", "distributed", "compute", "compiling"),
     ("objective", "views", "backbones", "data"),
     ("weights",),
     ("training",),

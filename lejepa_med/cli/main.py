@@ -157,6 +157,11 @@ def _configured(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True)
 
 
+def _views(sub: argparse.ArgumentParser) -> None:
+    _configured(sub)
+    sub.add_argument("--samples", type=int, default=6, help="rows of the sheet (default: 6)")
+
+
 def _pretrain(sub: argparse.ArgumentParser) -> None:
     _configured(sub)
     sub.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
@@ -206,7 +211,7 @@ _ARGUMENTS = {
     "convert": _paths,
     "prepare": _prepare,
     "cache": _cache,
-    "views": _configured,
+    "views": _views,
     "pretrain": _pretrain,
     "select": _select,
     "embed": _embed,

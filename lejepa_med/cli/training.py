@@ -9,14 +9,17 @@ from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.training_source import base_size
+from lejepa_med.errors import UserError
 
 
 def views(options: argparse.Namespace) -> dict[str, Any]:
     """The views that the first step of this config trains on."""
+    if options.samples < 1:
+        raise UserError(f"views: --samples {options.samples}; a sheet has one row at least")
     config = load_config(PretrainConfig, options.config, options.overrides)
     source, _ = api.open_source(None, config)
     dataset, _ = api.step_datasets(config, source, base_size(config, source))
-    api.draw_views(config, dataset, options.out)
+    api.draw_views(config, dataset, options.out, options.samples)
     return {"picture": options.out}
 
 

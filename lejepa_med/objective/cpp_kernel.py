@@ -9,17 +9,12 @@ Threads are started and joined within a call, so nothing is left behind that a f
 from __future__ import annotations
 
 import ctypes
-import os
-import shlex
-import shutil
-import subprocess
-import tempfile
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from lejepa_med.compiling import build_library
 from lejepa_med.objective.eager_kernel import split_turn
 
 _SOURCE = r"""
@@ -162,7 +157,6 @@ void gradient_float64(const double* x, const double* upstream, double* out, cons
 }
 """
 
-_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 _WORK_PER_THREAD = 2**15
 """Projections that keep a thread busy for some 0.1 ms, several times what starting it costs."""
 
@@ -193,16 +187,7 @@ def gradient(x: Tensor, upstream: Tensor, step: float) -> Tensor:
 @cache
 def library() -> ctypes.CDLL:
     """Compiles and loads the source. Raises OSError, ValueError or SubprocessError where that is impossible."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
-    with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder, "sums.cpp"), Path(folder, "sums.so")
-        source.write_text(_SOURCE, encoding="utf-8")
-        command = [*shlex.split(compiler), *_FLAGS, str(source), "-o", str(binary)]
-        try:
-            subprocess.run([*command, "-march=native"], check=True, capture_output=True, timeout=120)
-        except subprocess.CalledProcessError:  # some compilers do not know their machine
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-        return ctypes.CDLL(str(binary))  # stays loaded when the file is gone
+    return build_library(_SOURCE, "-pthread")
 
 
 def _problem(x: Tensor, num_knots: int, step: float) -> tuple[object, ctypes.c_int64]:

@@ -7,24 +7,19 @@ Without a compiler the same is done by PyTorch, several times slower (docs/desig
 from __future__ import annotations
 
 import ctypes
-import os
-import shlex
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lejepa_med.compiling import build_library
 from lejepa_med.views.grids import Grids
 from lejepa_med.views.intensity import Intensity
 from lejepa_med.views.kernel_source import SOURCE
 
-_FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 STORED = (torch.uint8, torch.int16, torch.float32)
 """Types of base crops that are read without a copy."""
 
@@ -62,16 +57,7 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL:
     """Compiles and loads the source. Raises OSError, ValueError or SubprocessError where that is impossible."""
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), "c++")
-    with tempfile.TemporaryDirectory() as folder:
-        source, binary = Path(folder, "views.cpp"), Path(folder, "views.so")
-        source.write_text(SOURCE, encoding="utf-8")
-        command = [*shlex.split(compiler), *_FLAGS, str(source), "-o", str(binary)]
-        try:
-            subprocess.run([*command, "-march=native"], check=True, capture_output=True, timeout=120)
-        except subprocess.CalledProcessError:  # some compilers do not know their machine
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-        return ctypes.CDLL(str(binary))  # stays loaded when the file is gone
+    return build_library(SOURCE)
 
 
 def resample_sample(image: Tensor, views: Tensor, grids: Grids, sample: int, air: float) -> None:

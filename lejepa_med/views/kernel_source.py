@@ -20,7 +20,23 @@ struct Look {
   double low, scale, gamma, contrast, bias[9], noise_std;
 };
 
-// Triangle weights along one axis, as resampling.axis_weights; weight[t][i] so that outputs lie side by side.
+// As resampling._tilt: what the sides of a triangle are weighed with, so that its centre of gravity is its centre.
+inline double balance(double centre, double half) {
+  if (half <= 1) return 0;
+  const double right = std::ceil(centre) - centre, near[2] = {1 - right, right};
+  double first = 0, second = 0;
+  for (int side = 0; side < 2; ++side) {
+    const double x = near[side], n = std::floor(half - x) + 1;
+    const double pairs = n * (n - 1) / 2, squares = pairs * (2 * n - 1) / 3;
+    const double sum1 = n * x + pairs, sum2 = n * x * x + 2 * x * pairs + squares;
+    const double sum3 = n * x * x * x + 3 * x * x * pairs + 3 * x * squares + pairs * pairs;
+    first += (side ? 1 : -1) * (sum1 - sum2 / half);
+    second += sum2 - sum3 / half;
+  }
+  return -first / second;
+}
+
+// Weights along one axis, as resampling.axis_weights; weight[t][i] so that outputs lie side by side.
 struct Taps {
   int64_t count = 0, low = 0, high = 0;  // source voxels low .. high - 1 are needed
   std::vector<int32_t> first;
@@ -38,10 +54,11 @@ struct Taps {
     }
     weight.assign(count * out, 0);
     for (int64_t i = 0; i < out; ++i) {
+      const double middle = centre(i), tilt = balance(middle, half);
       double sum = 0;
-      for (int64_t v = first[i]; v <= last[i]; ++v) sum += std::max(0.0, 1 - std::abs(v - centre(i)) / half);
-      for (int64_t v = first[i]; v <= last[i]; ++v)
-        weight[(v - first[i]) * out + i] = float(std::max(0.0, 1 - std::abs(v - centre(i)) / half) / sum);
+      const auto at = [&](double d) { return std::max(0.0, 1 - std::abs(d) / half) * (1 + tilt * d); };
+      for (int64_t v = first[i]; v <= last[i]; ++v) sum += at(v - middle);
+      for (int64_t v = first[i]; v <= last[i]; ++v) weight[(v - first[i]) * out + i] = float(at(v - middle) / sum);
     }
   }
 };

@@ -1,15 +1,14 @@
-"""Multi-crop views of a batch or of one item: the same draw, the same code, so the two agree number for number."""
+"""Multi-crop views of a batch on its device; one item is a batch of one, so the two agree number for number."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from lejepa_med.config import ViewsConfig
@@ -23,6 +22,17 @@ from lejepa_med.views.tilting import turns
 
 _AIR_HU, _OUTSIDE_HU = -900.0, -1000.0  # below the first nothing is body; emphysema reaches -950, healthy lungs -850
 _CHUNK_BYTES = 2**23  # on a CPU: temporaries stay in its caches and below malloc's page-faulting sizes
+
+_DTYPES = (
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
 
 Kind = Literal["global", "local"]
 
@@ -76,6 +86,7 @@ class BatchedMultiCrop:
         NaN is looked for only where `facts` are given; without, it reaches the views, and the training loop stops.
         """
         _check(images, self.config, self.channels, facts)
+        images = images if images.dtype in _DTYPES else images.to(torch.float32)
         facts = facts or SampleFacts()
         air = torch.where(is_ct, torch.tensor(_AIR_HU, device=is_ct.device), torch.tensor(2.0, device=is_ct.device))
         sparse = images[:, 0][(slice(None), *[slice(None, None, 2)] * (images.ndim - 2))]  # coarse cells need no more
@@ -173,11 +184,18 @@ def _check(images: Tensor, config: ViewsConfig, channels: int | None, facts: Sam
     keys = None if facts is None else facts.keys
 
     def name(sample: int) -> str:
-        return f"series {keys[sample]}" if keys is not None else f"sample {sample} of the batch"
+        if keys is None:
+            return f"sample {sample} of the batch" if len(images) > 1 else "the sample"
+        return f"series {keys[sample]}"
 
     axes, spatial = len(config.global_size), tuple(images.shape[2:])
     if images.ndim != axes + 2:
-        raise DataError(f"{name(0)}: {images.ndim - 2}D, but the views are {axes}D; set views and model")
+        raise DataError(
+            f"{name(0)}: {max(0, images.ndim - 2)}D, but the views are {axes}D; set views and model, or "
+            "add the axis of channels"
+        )
+    if images.is_complex():
+        raise DataError(f"{name(0)}: complex values; take their magnitude")
     if channels is not None and images.shape[1] != channels:
         raise DataError(
             f"{name(0)}: {images.shape[1]} channels, but {channels} expected; set model.in_channels or choose one"
@@ -199,52 +217,3 @@ def _check(images: Tensor, config: ViewsConfig, channels: int | None, facts: Sam
 
 def _times(size: Sequence[int]) -> str:
     return " x ".join(str(side) for side in size)
-
-
-class MultiCropd(Randomizable, MapTransform):  # type: ignore[misc]  # monai's classes are Any to mypy
-    """A MONAI dictionary transform: `item[key]` `[channel, *spatial]` gives `global_views` and `local_views`.
-
-    Values are in [0, 1] for MRI and images, in HU for CT (`is_ct=True`). Composes with any MONAI pipeline; randomness
-    comes from MONAI's `set_random_state`, or from the item: with `draw_key="key"`, `item["key"]` is a tuple such as
-    ("views", seed, step, position), and the views equal those of `BatchedMultiCrop` at that position. `spacing_mm` is
-    that of the array (a MetaTensor's own is not used); `sequence` chooses among `mri_by_sequence`.
-    """
-
-    def __init__(
-        self,
-        keys: str,
-        config: ViewsConfig,
-        spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
-        is_ct: bool = False,
-        draw_key: str | None = None,
-        sequence: str = "",
-    ) -> None:
-        MapTransform.__init__(self, keys)
-        self.crop, self.spacing_mm, self.is_ct, self.draw_key = BatchedMultiCrop(config), spacing_mm, is_ct, draw_key
-        self.sequence = sequence
-        cpp.available()  # built here once, so that forked loader workers need not
-
-    def randomize(self, data: Any = None) -> None:
-        del data
-        self.seed = int(self.R.randint(2**31))
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        item = dict(data)
-        if self.draw_key is None:
-            self.randomize()
-            draw: tuple[int | str, ...] = ("item", self.seed)
-            position = 0
-        else:
-            *given, position = item[self.draw_key]
-            draw = tuple(given)
-        facts = SampleFacts(sequences=[self.sequence])
-        for key in self.key_iterator(item):
-            image = torch.as_tensor(item[key])
-            image = image.as_tensor() if hasattr(image, "as_tensor") else image  # a MetaTensor's plain tensor
-            images = image[None] if self.is_ct else image[None].to(torch.float32) * 255.0
-            spacing = tuple(self.spacing_mm)[: len(self.crop.config.global_size)]
-            views = self.crop(images, spacing, torch.tensor([self.is_ct]), draw, position, facts)
-            item["global_views"] = views[0][:, 0]
-            if len(views) > 1:
-                item["local_views"] = views[1][:, 0]
-        return item

@@ -50,7 +50,8 @@ def views_sheet(
             for number, view in enumerate(views[1] if len(views) > 1 else ()):
                 place = (local_start + number // 2 * (_SMALL + _GAP), y + number % 2 * (_SMALL + _GAP))
                 sheet.paste(fitted(_picture(view[sample], plane, sliced), _SMALL), place)
-    save_image(sheet, file)
+    colours = views[0].shape[2] == 3
+    save_image(sheet if colours else sheet.convert("L"), file)  # grey: a third smaller
 
 
 def _header(views: Tensor, kind: str) -> str:

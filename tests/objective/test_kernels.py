@@ -11,6 +11,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,7 @@ def test_without_a_compiler_auto_is_eager_and_says_so_once(
     forgotten: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, broken: str
 ) -> None:
     if broken == "no folder to write to":
-        monkeypatch.setattr(cpp_kernel.tempfile, "tempdir", "/nowhere/at/all")
+        monkeypatch.setattr(tempfile, "tempdir", "/nowhere/at/all")
     else:
         monkeypatch.setenv("CXX", "/nowhere/g++" if broken == "compiler missing" else "false")
     x = torch.randn(64, characteristic.CPP_FROM // 64, generator=torch.Generator().manual_seed(6))

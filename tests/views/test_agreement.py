@@ -89,6 +89,38 @@ def test_item_by_item_equals_batched_and_cpp_equals_pytorch(name: str, axes: int
         torch.testing.assert_close(item["local_views"], views[1][:, position], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("ct", [False, True])
+@pytest.mark.parametrize(("axes", "channels"), [(2, 2), (2, 3), (3, 2), (3, 3)])
+@pytest.mark.parametrize("how", ["separate", "shared", "auto"])
+def test_several_channels_and_a_sequence_agree_as_well(how: str, axes: int, channels: int, ct: bool) -> None:
+    """Every augmentation on, of which intensity is per channel or shared; `flair` has settings of its own."""
+    values = config_of("everything", axes).model_dump() | {"intensity_channels": how}
+    config = ViewsConfig.model_validate(values | {"mri_by_sequence": {"flair": {"gamma": [2.0, 2.1]}}})
+    images, facts = smooth(3, axes, ct, channels), SampleFacts(sequences=["t1", "flair", "flair"])
+    views, made = [], torch.full((3,), ct)
+    for kernels in ("torch", "cpp") if kernel.available() else ("torch",):
+        crop = BatchedMultiCrop(config, kernel=kernels)  # type: ignore[arg-type]
+        views.append(crop(images, spacing(axes), made, ("views", 0, 5), 0, facts))
+    for one, other in zip(views[0], views[-1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+    for position, sequence in enumerate(facts.sequences or []):
+        transform = MultiCropd("image", config, spacing(axes), ct, "draw", sequence)
+        image = images[position] if ct else images[position].float() / 255
+        item = transform({"image": image, "draw": ("views", 0, 5, position)})
+        torch.testing.assert_close(item["global_views"], views[0][0][:, position], rtol=0, atol=1e-4)
+        torch.testing.assert_close(item["local_views"], views[0][1][:, position], rtol=0, atol=1e-4)
+
+
+def test_every_probability_of_the_config_is_among_those_compared() -> None:
+    """A new augmentation has to be added to ALONE."""
+    config = config_of("everything")
+    for settings in (config, config.mri, config.ct):
+        for name in type(settings).model_fields:
+            if name.endswith("_probability"):
+                assert getattr(settings, name) > 0, name
+    assert config.flip_left_right and config.flip_other and config.tilt_shear and config.tilt_degrees
+
+
 @pytest.mark.parametrize("name", [name for name in ALONE if name not in ("nothing", "one pitch")])
 def test_every_augmentation_changes_the_views(name: str) -> None:
     images = smooth(3, 3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from lejepa_med.config import ViewsConfig
 from lejepa_med.errors import DataError
-from lejepa_med.views import BatchedMultiCrop, SampleFacts, kernel
+from lejepa_med.views import BatchedMultiCrop, MultiCropd, SampleFacts, kernel
 
 CONFIG = ViewsConfig.model_validate(
     {
@@ -87,3 +90,76 @@ def test_without_facts_nan_reaches_the_views_where_training_stops_on_it() -> Non
     if kernel.available():
         (first, _) = BatchedMultiCrop(CONFIG, kernel="cpp")(images, (1.0,) * 3, torch.tensor([False]), ("bad",))
         assert bool(first.isnan().any())
+
+
+STORED = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64, torch.bool)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize("how", ["torch", "cpp"])
+@pytest.mark.parametrize("dtype", [*STORED, *FLOATS])
+def test_every_real_type_gives_the_views_of_its_values(dtype: torch.dtype, how: str) -> None:
+    if how == "cpp" and not kernel.available():
+        pytest.skip("needs a C++ compiler")
+    values = (torch.rand(2, 1, 24, 24, 24, generator=torch.Generator().manual_seed(2)) * 120).to(dtype)
+    for one, other in zip(views(values, how=how), views(values.to(torch.float32), how=how), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_complex_values_are_refused() -> None:
+    with pytest.raises(DataError, match="series aa11: complex values; take their magnitude"):
+        views(torch.zeros(2, 1, 24, 24, 24, dtype=torch.complex64))
+
+
+CUBE = np.random.default_rng(0).random((1, 24, 24, 24), dtype=np.float32)
+
+
+def item_views(image: Any, named: bool = True, ct: bool = False) -> Any:
+    transform = MultiCropd("image", CONFIG, is_ct=ct).set_random_state(seed=1)
+    return transform({"image": image, "series_key": "cc33"} if named else {"image": image})["global_views"]
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        (CUBE[:, :9], "a base crop of 9 x 24 x 24 voxels is smaller than a view of 12 x 12 x 12"),
+        (CUBE[..., :1], "a base crop of 24 x 24 x 1 voxels is smaller than a view"),
+        (CUBE[0], "2D, but the views are 3D; set views and model, or add the axis of channels"),
+        (CUBE[0, 0, 0], "0D, but the views are 3D"),
+        (np.float32(3), "MRI and images are expected in"),
+        (np.where(CUBE > 0.99, np.nan, CUBE), "NaN or infinite values"),
+        (np.where(CUBE > 0.99, -np.inf, CUBE), "NaN or infinite values"),
+        (CUBE * 255, r"MRI and images are expected in \[0, 1\]; scale them first"),
+        ((CUBE * 255).astype(np.uint8), r"MRI and images are expected in \[0, 1\]; scale them first"),
+        (CUBE.astype(np.complex64), "complex values"),
+        (np.array(["a"]), "expected an array of numbers, got a ndarray"),
+        (None, "expected an array of numbers, got a NoneType"),
+    ],
+)
+def test_an_item_that_cannot_be_used_is_one_sentence_with_its_key(image: Any, text: str) -> None:
+    for named, name in ((True, "series cc33: "), (False, "the sample: ")):
+        with pytest.raises(DataError, match=name + text) as caught:
+            item_views(image, named)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ct", [False, True])
+def test_a_constant_item_gives_constant_or_noisy_views_in_range(ct: bool) -> None:
+    made = item_views(np.full((1, 24, 24, 24), -1000.0 if ct else 0.0), ct=ct)
+    assert bool(torch.isfinite(made).all())
+    assert 0 <= float(made.min()) <= float(made.max()) <= 1
+    assert float(made.std()) < 0.1
+
+
+def test_arrays_in_any_order_of_bytes_and_axes_give_the_same_views() -> None:
+    expected = item_views(torch.from_numpy(CUBE))
+    for image in (CUBE, CUBE.astype(">f4"), CUBE[:, ::-1].copy()[:, ::-1], CUBE.astype(np.float64), CUBE.tolist()):
+        torch.testing.assert_close(item_views(image), expected)
+
+
+def test_values_a_little_outside_are_clipped() -> None:
+    """As percentiles leave them: a few bright voxels beyond 1."""
+    image = CUBE.copy()
+    image[CUBE > 0.995] = 3.0
+    made = item_views(image)
+    assert float(made.min()) >= 0 and float(made.max()) <= 1

@@ -54,11 +54,7 @@ def make(images: torch.Tensor, grids: Grids, size: tuple[int, ...], how: str, ai
 @pytest.mark.parametrize("axes", [2, 3])
 @pytest.mark.parametrize("settings", [{}, {"tilt_degrees": 25.0}, {"tilt_degrees": 10.0, "tilt_shear": 0.2}])
 def test_voxel_values_name_their_position(settings: dict[str, Any], axes: int, how: str) -> None:
-    """Ramps along each axis: a view voxel inside the base crop shows where it lies.
-
-    To 0.09 source voxels: that much the triangle filter's centre of gravity moves when it is sampled at few voxels
-    (pitches between 1 and 1.5; along the axes and tilted alike). On average it is right.
-    """
+    """Ramps along each axis: a view voxel inside the base crop shows where it lies."""
     base, spacing = (44, 40, 36)[:axes], (1.0, 1.3, 0.8)[:axes]
     flips = {"flip_left_right": 0.5, "flip_other": 0.5, "global_fraction": (0.2, 0.6), "max_magnification": 2.0}
     sizes = {"global_size": (16,) * axes, "local_size": (8,) * axes}
@@ -77,8 +73,7 @@ def test_voxel_values_name_their_position(settings: dict[str, Any], axes: int, h
     inside = ((expected > margin) & (expected < limit)).all(2, keepdim=True).expand_as(expected)
     assert float(inside.float().mean()) > 0.3
     error = (views - expected)[inside]
-    assert float(error.abs().max()) < 0.09
-    assert float(error.mean().abs()) < 0.005
+    assert float(error.abs().max()) < 1e-4
 
 
 @pytest.mark.parametrize("how", HOW)
