@@ -1,11 +1,13 @@
-"""Which items of a cache a pretraining config reads, and how large the base crops are that it cuts from them."""
+"""Which items of a cache a pretraining config reads, how they meet in batches, and how large their base crops are."""
 
 from __future__ import annotations
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import Cache
-from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Source
+from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Sampler, Source
+from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.splits import is_held_out
+from lejepa_med.data.weighted_sampler import WeightedSampler
 from lejepa_med.errors import ConfigError, DataError
 from lejepa_med.randomness import generator
 
@@ -19,13 +21,23 @@ def cache_source(config: PretrainConfig) -> CacheSource:
     """
     if config.data.cache is None:
         raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
-    cache = Cache.open(config.data.cache)
+    cache = Cache.open(config.data.cache, verify=config.data.verify == "first")
     table = cache.select(config.data.modalities, config.data.sequences)
     held_out = is_held_out(table["patient_key"], config.data.holdout.test_fraction, config.data.holdout.seed)
     if held_out.all():
         raise DataError(f"cache {cache.folder}: every patient is held out; lower data.holdout.test_fraction")
     plane = config.data.plane if config.data.kind == "slices" else None
     return CacheSource(cache, table[~held_out].reset_index(drop=True), plane)
+
+
+def build_sampler(config: PretrainConfig, source: Source) -> Sampler:
+    """Batches as `data.balance` and `data.patient_weight` ask; by default epochs of patients."""
+    data, size = config.data, config.train.batch_size
+    if data.balance == "none" and data.patient_weight == "equal":
+        return StepSampler(source.patients, size, config.seed, source.groups)
+    axes = {"none": 0, "modality": 1, "sequence": 2}[data.balance]  # what is no MRI has no sequence, but a modality
+    kinds = [kind[:axes] for kind in source.kinds]
+    return WeightedSampler(source, size, config.seed, kinds, data.patient_weight == "studies")
 
 
 def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
@@ -35,6 +47,6 @@ def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
     """
     item = source.read(0, generator("first"))
     if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
-        return tuple(item.array.shape[1:])
+        return item.shape
     size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
     return tuple(map(min, size, source.largest)) if isinstance(source, ListSource) else size
