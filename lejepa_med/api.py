@@ -34,7 +34,7 @@ from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
 from lejepa_med.data.reading import read_any
-from lejepa_med.data.residency import choose_residency, make_resident
+from lejepa_med.data.residency import placed_source
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size, build_sampler, cache_source
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
@@ -181,10 +181,7 @@ def run_pretraining(
     if config.init_from is not None:
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     device = choose_device(config.train.device)
-    residency = choose_residency(config, source, device)
-    if residency.sentence and warn is not None:
-        warn(residency.sentence)
-    source = make_resident(source, residency.where, device, progress)
+    source = placed_source(config, source, device, progress, warn)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     dataset, held_out = step_datasets(config, source, size)
     seen = dataset.source

@@ -64,10 +64,6 @@ class Crop:
     box: Box
     target: Box
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(side.stop - side.start for side in self.box)
-
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """As `map`: also that of a pool of threads."""
@@ -168,10 +164,11 @@ def fill_crops(crops: Sequence[Crop], images: Sequence[Tensor]) -> None:
     boxes = [crop.item.in_scan(crop.box) for crop in crops]
     axes = range(len(boxes[0]))
     around = tuple(slice(min(box[axis].start for box in boxes), max(box[axis].stop for box in boxes)) for axis in axes)
-    block = crops[0].item.block(around)
+    block = crops[0].item.block(around, passing=True)
     for crop, box, image in zip(crops, boxes, images, strict=True):
-        if crop.shape != tuple(image.shape[1:]):
-            image.fill_(_AIR_HU if crop.item.is_ct else 0)
+        for axis, side in enumerate(crop.target):
+            for outside in (slice(0, side.start), slice(side.stop, None)):
+                image[(slice(None),) * (1 + axis) + (outside,)] = _AIR_HU if crop.item.is_ct else 0
         inside = tuple(
             slice(side.start - out.start, side.stop - out.start) for side, out in zip(box, around, strict=True)
         )

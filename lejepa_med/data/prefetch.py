@@ -35,7 +35,7 @@ def feed(
     with contextlib.ExitStack() as stack:
         on_cuda = device.type == "cuda"
         stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
-        if dataset.source.is_foreign:
+        if dataset.source.where == "dataset":
             made = _by_processes(dataset, steps, config, pin=on_cuda)
             stack.callback(made.close)
             batches: Iterator[Batch] = made

@@ -11,16 +11,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from lejepa_med.config import PretrainConfig
-from lejepa_med.data.sources import CacheSource, ListSource, Source, Voxels
+from lejepa_med.data.sources import CacheSource, ListSource, Source, Voxels, Where
 from lejepa_med.errors import DataError
 
-Where = Literal["disk", "host", "device"]
 _HOST_SHARE, _DEVICE_SHARE = 0.5, 0.3
 """Of the free memory: the rest is left to batches and to other work, and on a device to the network."""
 
@@ -32,11 +31,29 @@ class Residency(NamedTuple):
     sentence: str
 
 
+def placed_source(
+    config: PretrainConfig,
+    source: Source,
+    device: torch.device,
+    progress: Callable[[str, int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
+) -> Source:
+    """The source with its voxels where `data.residency` wants them; `warn` is told where that is.
+
+    Raises:
+        DataError: they do not fit there, or one is damaged.
+    """
+    residency = choose_residency(config, source, device)
+    if residency.sentence and warn is not None:
+        warn(residency.sentence)
+    return make_resident(source, residency.where, device, progress)
+
+
 def choose_residency(config: PretrainConfig, source: Source, device: torch.device) -> Residency:
     """Raises DataError if the place asked for is too small."""
     asked = config.data.residency
     if not isinstance(source, CacheSource):
-        return Residency("device" if asked == "device" and isinstance(source, ListSource) else "disk", "")
+        return Residency("device" if asked == "device" and isinstance(source, ListSource) else source.where, "")
     size, host = source.nbytes, free_host_bytes()
     on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host
     free = {"host": host, "device": on_device}
@@ -74,8 +91,8 @@ def make_resident(
     """
     if where == "device" and isinstance(source, ListSource):
         items = [replace(item, voxels=torch.from_numpy(np.array(item.array)).to(device)) for item in source.items]
-        return ListSource(items, source.patients if source.patients_known else None)
-    if where == "disk" or not isinstance(source, CacheSource):
+        return ListSource(items, source.patients if source.patients_known else None, where)
+    if where not in ("host", "device") or not isinstance(source, CacheSource):
         return source
 
     def hold(key: str) -> Voxels:
@@ -91,7 +108,7 @@ def make_resident(
             held.append(voxels)
             if progress is not None:
                 progress("volumes", len(held), len(source.keys))
-    return source.holding(held)
+    return source.holding(held, where)
 
 
 def free_host_bytes() -> int:

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from lejepa_med.data.splits import is_monitored
 from lejepa_med.data.stored_array import Box, StoredArray
 from lejepa_med.errors import DataError
 
+Where = Literal["disk", "host", "device", "dataset"]
 Voxels = StoredArray | NDArray[np.generic] | Tensor
 PLANE_AXIS = {"sagittal": 0, "coronal": 1, "axial": 2}
 
@@ -65,10 +66,13 @@ class Item:
         axis, position = self.plane
         return (*box[:axis], slice(position, position + 1), *box[axis:])
 
-    def block(self, box: Box) -> NDArray[np.generic] | Tensor:
-        """`[channel, *box]` of the scan. Raises DataError if its file is damaged."""
+    def block(self, box: Box, passing: bool = False) -> NDArray[np.generic] | Tensor:
+        """`[channel, *box]` of the scan, not a copy; `passing`: to be used before this thread reads again.
+
+        Raises DataError if its file is damaged.
+        """
         if isinstance(self.voxels, StoredArray):
-            return self.voxels.read(box)[None]
+            return self.voxels.read(box, passing)[None]
         return self.voxels[(slice(None), *box)]
 
 
@@ -77,7 +81,7 @@ class Source(Protocol):
     """Where items come from. `patients[i]` groups items that must not meet in a batch, `groups[i]` near duplicates.
 
     `kinds` are (modality, sequence). `patients_known` is False if each item stands for a patient only because nobody
-    said whose it is. `is_foreign`: opening an item runs code that is not ours, which threads might not get along with.
+    said whose it is. `where` its voxels are; `dataset`: known to code that is not ours, and that threads might disturb.
     """
 
     patients: list[str]
@@ -86,7 +90,7 @@ class Source(Protocol):
     kinds: list[tuple[str, str]]
     keys: list[str]
     patients_known: bool
-    is_foreign: bool
+    where: Where
 
     def read(self, index: int, draw: torch.Generator) -> Item:
         """Item `index`; `draw` decides what is random about it (which slice)."""
@@ -99,7 +103,7 @@ class CacheSource:
     """Volumes, slices or images of a cache. `plane` is given for slices."""
 
     patients_known = True
-    is_foreign = False
+    where: Where = "disk"
 
     def __init__(self, cache: Cache, table: pd.DataFrame, plane: str | None = None) -> None:
         self.cache, self.table, self.plane = cache, table, plane
@@ -122,10 +126,10 @@ class CacheSource:
             for size, shape, (kind, _) in sides
         )
 
-    def holding(self, voxels: Sequence[Voxels]) -> CacheSource:
+    def holding(self, voxels: Sequence[Voxels], where: Where) -> CacheSource:
         """The same source with its voxels `[channel, *spatial]` in memory."""
         other = copy.copy(self)
-        other._held = voxels
+        other._held, other.where = voxels, where
         return other
 
     def read(self, index: int, draw: torch.Generator) -> Item:
@@ -151,7 +155,7 @@ class DatasetSource:
     Each item counts as a patient of its own unless `patients` (one id per item) says otherwise.
     """
 
-    is_foreign = True
+    where: Where = "dataset"
 
     def __init__(self, dataset: Any, patients: Sequence[Any] | None = None, spacing_mm: tuple[float, ...] = ()) -> None:
         if len(dataset) == 0:
@@ -183,12 +187,10 @@ class ListSource:
     `largest` is the largest extent along each axis.
     """
 
-    is_foreign = False
-
-    def __init__(self, items: list[Item], patients: list[str] | None = None) -> None:
+    def __init__(self, items: list[Item], patients: list[str] | None = None, where: Where = "host") -> None:
         if not items:
             raise DataError("the list of scans is empty")
-        self.items = items
+        self.items, self.where = items, where
         self.keys = [item.key for item in items]
         self.patients_known = patients is not None
         self.patients = self.keys if patients is None else patients
@@ -210,7 +212,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.patients_known, self.is_foreign = source.patients_known, source.is_foreign
+        self.patients_known, self.where = source.patients_known, source.where
         self.patients = [source.patients[index] for index in self.indices]
         self.groups = [source.groups[index] for index in self.indices]
         self.studies = [source.studies[index] for index in self.indices]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,13 +55,16 @@ class StoredArray:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, box: Box) -> NDArray[np.generic]:
-        """The voxels of a box: one read of the planes along the slowest axis that it needs. Raises DataError."""
+    def read(self, box: Box, passing: bool = False) -> NDArray[np.generic]:
+        """The voxels of a box: one read of the planes along the slowest axis that it needs. Raises DataError.
+
+        `passing`: they are valid until this thread reads again.
+        """
         shape, box = (self.shape[::-1], box[::-1]) if self.fortran else (self.shape, box)
         slow = next((axis for axis, side in enumerate(shape) if side > 1), 0)
         plane = math.prod(shape[slow + 1 :])
         low, high = box[slow].start, box[slow].stop
-        flat = np.empty((high - low) * plane, self.dtype)
+        flat = _memory((high - low) * plane, self.dtype) if passing else np.empty((high - low) * plane, self.dtype)
         self._fill(flat.view(np.uint8).data, self.offset + low * plane * self.dtype.itemsize)
         planes = flat.reshape(*shape[:slow], high - low, *shape[slow + 1 :])
         cut: NDArray[np.generic] = planes[(*box[:slow], slice(None), *box[slow + 1 :])]
@@ -83,6 +87,18 @@ class StoredArray:
                     done += got
         except (OSError, EOFError):
             raise DataError(self.damaged) from None
+
+
+_kept = threading.local()
+
+
+def _memory(size: int, dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    """Memory of this thread, used again and again: the pages of new memory cost more than reading into them."""
+    nbytes = size * dtype.itemsize
+    kept: NDArray[np.uint8] | None = getattr(_kept, "memory", None)
+    if kept is None or len(kept) < nbytes:
+        kept = _kept.memory = np.empty(nbytes, np.uint8)
+    return kept[:nbytes].view(dtype)
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
