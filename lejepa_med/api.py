@@ -181,13 +181,13 @@ def run_pretraining(
     if config.init_from is not None:
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
     device = choose_device(config.train.device)
-    source = placed_source(config, source, device, progress, warn)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
-    dataset, held_out = step_datasets(config, source, size)
-    seen = dataset.source
+    seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
     record = record_of(seen, config.init_from)
     if resume:
         require_same_series(out, record)
+    source = placed_source(config, source, device, progress, warn)
+    dataset, held_out = step_datasets(config, source, size)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     views = _first_views(config, dataset, backbone.in_channels)
     out.mkdir(parents=True, exist_ok=True)
@@ -296,4 +296,4 @@ def _first_views(config: PretrainConfig, dataset: StepDataset, channels: int, sa
 
 def _write_sheet(config: PretrainConfig, views: list[torch.Tensor], file: Path) -> None:
     titles = [f"sample {number}" for number in range(views[0].shape[1])]
-    views_sheet(views, file, titles, sliced=config.data.kind == "slices")
+    views_sheet([view.cpu() for view in views], file, titles, sliced=config.data.kind == "slices")

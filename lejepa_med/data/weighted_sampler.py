@@ -55,21 +55,22 @@ class WeightedSampler:
         chosen: list[int] = []
         taken = torch.zeros(self.num_patients, dtype=torch.bool)
         while len(chosen) < self.batch_size:  # more than one round where patients are few
-            before = len(chosen)
-            chosen += self._round(self.batch_size - before, taken, draw)
-            if len(chosen) == before:
+            if bool(taken.all()):
                 taken.zero_()
+            chosen += self._round(self.batch_size - len(chosen), taken, draw)
         order = torch.randperm(len(chosen), generator=draw).tolist()  # parts of a batch see all kinds, too
         return [chosen[place] for place in order]
 
     def _round(self, count: int, taken: Tensor, draw: torch.Generator) -> list[int]:
         """Up to `count` items of patients that are not `taken`, which they are then."""
         chosen: list[int] = []
-        kinds = zip(self._members, self._patients, self._weights, strict=True)
+        kinds = list(zip(self._members, self._patients, self._weights, strict=True))
+        kinds = [kind for kind in kinds if not bool(taken[kind[1]].all())]
         for position, (members, patients, weights) in enumerate(kinds):
-            wanted, rest = divmod(count - len(chosen), len(self._members) - position)
+            left = len(kinds) - position
+            wanted, rest = divmod(count - len(chosen), left)
             if rest:
-                wanted += int(float(torch.rand(1, generator=draw)) * (len(self._members) - position) < rest)
+                wanted += int(float(torch.rand(1, generator=draw)) * left < rest)
             free = (~taken[patients]).nonzero().flatten()
             picked = patients[free[systematic(weights[free], min(wanted, len(free)), draw)]]
             taken[picked] = True

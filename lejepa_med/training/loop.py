@@ -76,7 +76,7 @@ def train(
     loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
     optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
     start, steps = _restore(model, optimizer, run) if resume else 0, config.train.steps
-    done, where = start, dataset.source.where
+    done = start
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     monitor = Monitor(model, loss_function, config, dataset, held_out)
     batches = feed(dataset, range(start, steps), config.data, device)
@@ -96,9 +96,8 @@ def train(
             optimizer.step()
 
             log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
-            log.write(
-                "timing", step=step, **_timing(batch, waited, time.perf_counter() - began, device), residency=where
-            )
+            timing = _timing(batch, waited, time.perf_counter() - began, device)
+            log.write("timing", step=step, **timing, residency=dataset.source.where)
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
                 with autocast:
                     numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
