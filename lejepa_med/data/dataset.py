@@ -145,10 +145,14 @@ def _torch_type(item: Item) -> torch.dtype:
     return voxels.dtype if isinstance(voxels, Tensor) else torch.from_numpy(np.empty(0, voxels.dtype)).dtype
 
 
+def other_dimensions(item: Item, axes: int) -> DataError:
+    return DataError(f"series {item.key}: {len(item.shape)}D, but the views are {axes}D; set views and model")
+
+
 def place_crop(item: Item, size: tuple[int, ...], draw: torch.Generator) -> Crop:
     """A box of `size` voxels at a random place; where the item is smaller, it is centred in air."""
     if len(item.shape) != len(size):
-        raise DataError(f"series {item.key}: {len(item.shape)}D, but the views are {len(size)}D; set views and model")
+        raise other_dimensions(item, len(size))
     places = torch.rand(len(size), generator=draw).tolist()
     source, target = [], []
     for have, want, place in zip(item.shape, size, places, strict=True):

@@ -122,7 +122,7 @@ class CacheSource:
         stored = self.table["bytes"] if "bytes" in self.table else [-1] * len(self.table)
         sides = zip(stored, self.table["shape"], self.kinds, strict=True)
         return sum(
-            int(size) if size >= 0 else math.prod(shape) * (2 if kind == "ct" else 1)
+            int(size) if size >= 0 else int(math.prod(shape)) * (2 if kind == "ct" else 1)
             for size, shape, (kind, _) in sides
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import Cache
-from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Sampler, Source
+from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Sampler, Source, other_dimensions
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.splits import is_held_out
 from lejepa_med.data.weighted_sampler import WeightedSampler
@@ -44,8 +44,13 @@ def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
     """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item (images, datasets).
 
     A list of scans that are all smaller: the largest extent along each axis.
+
+    Raises:
+        DataError: the data have other dimensions than the views.
     """
     item = source.read(0, generator("first"))
+    if len(item.shape) != config.spatial_dims:
+        raise other_dimensions(item, config.spatial_dims)
     if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
         return item.shape
     size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)

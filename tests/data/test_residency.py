@@ -46,7 +46,7 @@ def test_batches_are_the_same_wherever_the_voxels_are(cache: Cache, plane: str |
     for where in ("host", "device"):
         held = make_resident(source, where, CPU)  # type: ignore[arg-type]
         assert held.where == where and isinstance(held, CacheSource)
-        for one, other in zip(enumerate(expected), enumerate(batches(held, size, crops_per_read)), strict=True):
+        for one, other in zip(expected, batches(held, size, crops_per_read), strict=True):
             assert one.images.dtype == other.images.dtype
             assert torch.equal(one.images, other.images)
             assert (one.keys, one.patients, one.sequences) == (other.keys, other.patients, other.sequences)
