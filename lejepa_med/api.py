@@ -34,16 +34,18 @@ from lejepa_med.data.inference import windows
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
 from lejepa_med.data.reading import read_any
+from lejepa_med.data.residency import placed_source
 from lejepa_med.data.sampler import StepSampler
-from lejepa_med.data.training_source import base_size, cache_source
+from lejepa_med.data.training_source import base_size, build_sampler, cache_source
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
+from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.log import read_log
 from lejepa_med.training.loop import choose_device, train
 from lejepa_med.training.model import Pretrainer
-from lejepa_med.views import BatchedMultiCrop, SampleFacts
+from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.viz.contact_sheet import views_sheet
 from lejepa_med.weights import find_weights, load_backbone, load_strictly, read_tensors, save_backbone
 
@@ -178,23 +180,25 @@ def run_pretraining(
     backbone = own if own is not None else build(config.model)
     if config.init_from is not None:
         load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
+    device = choose_device(config.train.device)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
-    dataset, held_out = step_datasets(config, source, size)
-    seen = dataset.source
+    seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
     record = record_of(seen, config.init_from)
     if resume:
         require_same_series(out, record)
+    source = placed_source(config, source, device, progress, warn)
+    dataset, held_out = step_datasets(config, source, size)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
-    choose_device(config.train.device)
+    views = _first_views(config, dataset, backbone.in_channels)
     out.mkdir(parents=True, exist_ok=True)
-    draw_views(config, dataset, out / "views.png")
+    _write_sheet(config, views, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(spec))
     write_record(out, record)
     finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress, warn=warn)
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
-        reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, choose_device(config.train.device)))
+        reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, device))
         provenance = {"patients": len(set(seen.patients)), "series": len(seen.keys), "steps": config.train.steps}
         save_backbone(out / "backbone.safetensors", backbone, None if own else config.model, spec, provenance)
     (out / ("DONE" if finished else "STOPPED")).touch()
@@ -206,9 +210,7 @@ def step_datasets(
 ) -> tuple[StepDataset, StepDataset | None]:
     """Batches by step of the patients to train on, and of those kept aside for the held-out loss."""
     seen, aside = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
-    trained = StepDataset(
-        seen, StepSampler(seen.patients, config.train.batch_size, config.seed, seen.groups), size, config.seed
-    )
+    trained = StepDataset(seen, build_sampler(config, seen), size, config.seed, config.data.crops_per_read)
     if aside is None:
         return trained, None
     # Always the same batch size and seed, whatever the run's: held-out losses of runs are then comparable.
@@ -223,7 +225,16 @@ def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
         if not file.exists():
             raise DataError(f"run {out}: nothing to resume there")
         before, now = load_config(PretrainConfig, file), config
-        movable = {"workers", "device", "checkpoint_every", "keep_checkpoints", "cache"}
+        movable = {
+            "workers",
+            "prefetch",
+            "residency",
+            "verify",
+            "cache",
+            "device",
+            "checkpoint_every",
+            "keep_checkpoints",
+        }
         changed = [
             key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable
         ]
@@ -275,8 +286,14 @@ def inference_batches(
 
 def draw_views(config: PretrainConfig, dataset: StepDataset, file: Path, samples: int = 6) -> None:
     """The contact sheet of the views of the first samples of the first step."""
-    batch = dataset.gather(dataset.sampler.batch(0)[:samples], 0)
-    crop, facts = BatchedMultiCrop(config.views), SampleFacts(keys=batch.keys)
-    views = crop(batch.images, batch.spacing_mm, batch.is_ct, ("views", config.seed, 0), facts=facts)
-    titles = [f"sample {number}" for number in range(len(batch.keys))]
-    views_sheet(views, file, titles, sliced=config.data.kind == "slices")
+    _write_sheet(config, _first_views(config, dataset, config.model.in_channels, samples), file)
+
+
+def _first_views(config: PretrainConfig, dataset: StepDataset, channels: int, samples: int = 6) -> list[torch.Tensor]:
+    chosen = dataset.sampler.batch(0)[:samples]
+    return batch_views(BatchedMultiCrop(config.views, channels), dataset.gather(chosen, 0), ("views", config.seed, 0))
+
+
+def _write_sheet(config: PretrainConfig, views: list[torch.Tensor], file: Path) -> None:
+    titles = [f"sample {number}" for number in range(views[0].shape[1])]
+    views_sheet([view.cpu() for view in views], file, titles, sliced=config.data.kind == "slices")

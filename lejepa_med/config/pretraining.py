@@ -37,7 +37,30 @@ class DataConfig(Frozen):
         description="share of the other patients (about 512 at most) kept aside for the held-out loss (diagnostics, "
         "select); 0 = none",
     )
-    workers: int = Field(0, ge=0, description="loader processes; the batches are the same for any number")
+    workers: int = Field(
+        0,
+        ge=0,
+        description="threads that read a cache ahead of the loop (0: one), or processes of a torch dataset (0: none); "
+        "the batches are the same for any number",
+    )
+    prefetch: int = Field(2, ge=1, description="batches made ahead; of a torch dataset: by each process")
+    residency: Literal["auto", "disk", "host", "device"] = Field(
+        "auto",
+        description="where a cache's volumes are while it trains: read from disk for every crop, kept in memory, or "
+        "kept on the device; auto decides by their size and says so",
+    )
+    verify: Literal["first", "never"] = Field(
+        "first", description="first: a volume's checksum is compared when it is first read"
+    )
+    crops_per_read: int = Field(
+        1, ge=1, description="consecutive steps that use the same scans at other places, read once for all of them"
+    )
+    balance: Literal["none", "modality", "sequence"] = Field(
+        "none", description="every batch holds each of these equally often, as far as there are patients"
+    )
+    patient_weight: Literal["equal", "studies"] = Field(
+        "equal", description="equal: patients are drawn alike, however many studies they have; studies: each study is"
+    )
 
 
 class MriIntensityConfig(Frozen):

@@ -16,7 +16,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from lejepa_med.compute import spread
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.preprocess import CODE_VERSION
+from lejepa_med.data.stored_array import StoredArray
 from lejepa_med.data.whole_files import alone, cannot_write, is_partial, whole_file
 from lejepa_med.data.whole_files import file_digest as file_digest
 from lejepa_med.data.whole_files import write_atomically as write_atomically
@@ -38,18 +39,23 @@ FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")
 """Of every manifest. Those of format 1 have no more: each of their series is a group of its own."""
 ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices")
-_AGAIN = "run `prepare` again to rebuild it"
+_AGAIN = "run `prepare` again to rebuild it (`lejepa-med prepare INDEX --out CACHE`)"
 
 
 @dataclass(frozen=True)
 class CachedVolume:
-    """A prepared volume: `array` is a read-only memory map, `[R, A, S]` or `[row, column]`."""
+    """A prepared volume, `[R, A, S]` or `[row, column]`; one of a cache is read where its `array` is first used."""
 
     series_key: str
     patient_key: str
     modality: str
-    array: NDArray[np.generic]
+    stored: StoredArray | NDArray[np.generic]
     spacing_mm: tuple[float, ...] | None
+
+    @cached_property
+    def array(self) -> NDArray[np.generic]:
+        """All voxels. Raises DataError if the file was cut since the volume was opened."""
+        return self.stored.whole() if isinstance(self.stored, StoredArray) else self.stored
 
 
 class Written(NamedTuple):
@@ -65,6 +71,7 @@ class Cache:
     def __init__(self, folder: Path, preprocess: PreprocessSpec, table: pd.DataFrame, verify: bool = True) -> None:
         self.folder, self.preprocess, self.table, self.verifies = folder, preprocess, table, verify
         self._rows = {key: position for position, key in enumerate(table["series_key"])}
+        self._entries, self._digests = table["entry"].tolist(), table["sha256"].tolist()
         self._checked: set[str] = set()
 
     @classmethod
@@ -84,17 +91,19 @@ class Cache:
     def read(self, series_key: str) -> CachedVolume:
         """One volume; its voxels are read from disk where they are used. Raises DataError if it is damaged."""
         row = self.table.iloc[self._rows[series_key]]
-        file = entry_path(self.folder, row["entry"])
-        try:
-            if self.verifies and series_key not in self._checked:
-                if file_digest(file) != row["sha256"]:
-                    raise ValueError("changed")
-                self._checked.add(series_key)
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError, SyntaxError, OverflowError):
-            raise DataError(f"cache {self.folder}: series {series_key} is missing or damaged; {_AGAIN}") from None
         spacing = None if row["spacing_mm"] is None else tuple(float(side) for side in row["spacing_mm"])
-        return CachedVolume(series_key, row["patient_key"], row["modality"], array, spacing)
+        return CachedVolume(series_key, row["patient_key"], row["modality"], self.stored(series_key), spacing)
+
+    def stored(self, series_key: str) -> StoredArray:
+        """The voxels of one volume, checked when a process first asks for them. Raises DataError if damaged."""
+        position = self._rows[series_key]
+        file = entry_path(self.folder, self._entries[position])
+        damaged = f"cache {self.folder}: series {series_key} is missing or damaged; {_AGAIN}"
+        if self.verifies and series_key not in self._checked:
+            if not _is_whole(file, self._digests[position]):
+                raise DataError(damaged)
+            self._checked.add(series_key)
+        return StoredArray.open(file, damaged)
 
     def select(self, modalities: tuple[str, ...] | None, sequences: tuple[str, ...] | None) -> pd.DataFrame:
         """Rows of some modalities and sequences. Raises DataError if none is left."""

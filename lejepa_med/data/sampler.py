@@ -41,7 +41,7 @@ class StepSampler:
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size] if per_epoch > 1 else order
         draws = torch.rand(self.batch_size, generator=generator("item", self.seed, step)).tolist()
         return [
-            _drawn(self._members[patient], draw) for patient, draw in zip(chosen[: self.batch_size], draws, strict=True)
+            drawn(self._members[patient], draw) for patient, draw in zip(chosen[: self.batch_size], draws, strict=True)
         ]
 
     def _permutation(self, epoch: int, round_number: int) -> list[int]:
@@ -50,7 +50,7 @@ class StepSampler:
         return order
 
 
-def _drawn(groups: list[list[int]], draw: float) -> int:
+def drawn(groups: list[list[int]], draw: float) -> int:
     """One item by one number of [0, 1): its leading part chooses the group, the rest the item."""
     place = draw * len(groups)
     group = groups[int(place)]

@@ -1,11 +1,13 @@
-"""Which items of a cache a pretraining config reads, and how large the base crops are that it cuts from them."""
+"""Which items of a cache a pretraining config reads, how they meet in batches, and how large their base crops are."""
 
 from __future__ import annotations
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import Cache
-from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Source
+from lejepa_med.data.dataset import CacheSource, DatasetSource, ListSource, Sampler, Source, other_dimensions
+from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.splits import is_held_out
+from lejepa_med.data.weighted_sampler import WeightedSampler
 from lejepa_med.errors import ConfigError, DataError
 from lejepa_med.randomness import generator
 
@@ -19,7 +21,7 @@ def cache_source(config: PretrainConfig) -> CacheSource:
     """
     if config.data.cache is None:
         raise ConfigError("config: data.cache is required; make it with `lejepa-med prepare INDEX --out CACHE`")
-    cache = Cache.open(config.data.cache)
+    cache = Cache.open(config.data.cache, verify=config.data.verify == "first")
     table = cache.select(config.data.modalities, config.data.sequences)
     held_out = is_held_out(table["patient_key"], config.data.holdout.test_fraction, config.data.holdout.seed)
     if held_out.all():
@@ -28,13 +30,28 @@ def cache_source(config: PretrainConfig) -> CacheSource:
     return CacheSource(cache, table[~held_out].reset_index(drop=True), plane)
 
 
+def build_sampler(config: PretrainConfig, source: Source) -> Sampler:
+    """Batches as `data.balance` and `data.patient_weight` ask; by default epochs of patients."""
+    data, size = config.data, config.train.batch_size
+    if data.balance == "none" and data.patient_weight == "equal":
+        return StepSampler(source.patients, size, config.seed, source.groups)
+    axes = {"none": 0, "modality": 1, "sequence": 2}[data.balance]  # what is no MRI has no sequence, but a modality
+    kinds = [kind[:axes] for kind in source.kinds]
+    return WeightedSampler(source, size, config.seed, kinds, data.patient_weight == "studies")
+
+
 def base_size(config: PretrainConfig, source: Source) -> tuple[int, ...]:
     """Voxels of a base crop: `base_crop_mm` at the spacing of the data, or the whole first item (images, datasets).
 
     A list of scans that are all smaller: the largest extent along each axis.
+
+    Raises:
+        DataError: the data have other dimensions than the views.
     """
     item = source.read(0, generator("first"))
+    if len(item.shape) != config.spatial_dims:
+        raise other_dimensions(item, config.spatial_dims)
     if config.views.base_crop_mm is None or config.data.kind == "images" or isinstance(source, DatasetSource):
-        return tuple(item.array.shape[1:])
+        return item.shape
     size = tuple(max(1, round(config.views.base_crop_mm / mm)) for mm in item.spacing_mm)
     return tuple(map(min, size, source.largest)) if isinstance(source, ListSource) else size

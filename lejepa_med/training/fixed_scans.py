@@ -11,6 +11,7 @@ from torch import Tensor
 from lejepa_med.config import ViewsConfig
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.data.sampler import StepSampler
+from lejepa_med.training.batch_views import batch_views
 from lejepa_med.views import BatchedMultiCrop
 
 MAX_SCANS = 64
@@ -23,8 +24,10 @@ class FixedScans:
     """Items `chosen` of a dataset. `views` reads them in groups of `group` scans, or up to twice as many, so that no
     rest is a group of its own: a single scan has no moments."""
 
-    def __init__(self, dataset: StepDataset, chosen: Sequence[int], views: ViewsConfig, group: int) -> None:
-        self.dataset, self.chosen, self.crop = dataset, list(chosen), BatchedMultiCrop(views)
+    def __init__(
+        self, dataset: StepDataset, chosen: Sequence[int], views: ViewsConfig, group: int, channels: int | None = None
+    ) -> None:
+        self.dataset, self.chosen, self.crop = dataset, list(chosen), BatchedMultiCrop(views, channels)
         self.groups = max(1, len(self.chosen) // max(2, group))
 
     @property
@@ -37,7 +40,7 @@ class FixedScans:
         first = 0
         for rows in torch.tensor_split(torch.arange(len(self.chosen)), self.groups):
             batch = self.dataset.gather([self.chosen[row] for row in rows.tolist()], 0, first)
-            yield self.crop(batch.images.to(device), batch.spacing_mm, batch.is_ct.to(device), ("diagnostics",), first)
+            yield batch_views(self.crop, batch.to(device), ("diagnostics",), first)
             first += len(rows)
 
 

@@ -1,7 +1,7 @@
 """The record of a run: JSON lines, truncated to the checkpoint when a run is resumed.
 
 RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
-RUN/timing.jsonl       samples_per_s, data_wait, memory
+RUN/timing.jsonl       samples_per_s, data_wait, memory, residency (disk, host, device, dataset)
 RUN/diagnostics.jsonl  every N steps: ranks, spreads, held-out loss, ..., and the codes of the advice that holds
 A number that is not finite is null: JSON has no NaN.
 """

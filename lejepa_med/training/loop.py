@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch, StepDataset
-from lejepa_med.errors import UserError
+from lejepa_med.data.prefetch import feed
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.objective import LeJEPALoss, LossParts
 from lejepa_med.training.advice import Adviser
+from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
 from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.model import Pretrainer
@@ -64,22 +67,24 @@ def train(
     `warn` is told each advice of the diagnostics when it first holds; `held_out` are patients that are not trained on.
 
     Raises:
-        UserError: the loss is not finite; names the step, the series and the last good checkpoint.
+        DataError: a series is damaged, or no view can be cut from it.
+        UserError: the loss is not finite. Both name the step, the series and the last good checkpoint.
     """
     device = choose_device(config.train.device)
     model = model.to(device).train()
-    crop, loss_function = BatchedMultiCrop(config.views), LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
+    crop = BatchedMultiCrop(config.views, model.backbone.in_channels)
+    loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
     optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
     start, steps = _restore(model, optimizer, run) if resume else 0, config.train.steps
     done = start
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     monitor = Monitor(model, loss_function, config, dataset, held_out)
-    with StopFlag() as stop, RunLog(run, start) as log:
+    batches = feed(dataset, range(start, steps), config.data, device)
+    with _naming_the_step(run, lambda: done), batches as fed, StopFlag() as stop, RunLog(run, start) as log:
         advise = Adviser(config, read_log(run, "diagnostics"), warn)
-        for step, batch, waited in _batches(dataset, range(start, steps), config.data.workers, device):
+        for step, batch, waited in fed:
             began = time.perf_counter()
-            images, is_ct = batch.images.to(device, non_blocking=True), batch.is_ct.to(device)
-            views = crop(images, batch.spacing_mm, is_ct, ("views", config.seed, step))
+            views = batch_views(crop, batch, ("views", config.seed, step))
             with autocast:
                 features, projections = model(views)
             loss = loss_function(projections, config.views.num_global, step)
@@ -91,7 +96,8 @@ def train(
             optimizer.step()
 
             log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
-            log.write("timing", step=step, **_timing(len(images), waited, time.perf_counter() - began, device))
+            timing = _timing(batch, waited, time.perf_counter() - began, device)
+            log.write("timing", step=step, **timing, residency=dataset.source.where)
             if step % config.train.diagnostics_every == 0 or step == steps - 1:
                 with autocast:
                     numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
@@ -104,34 +110,6 @@ def train(
             if stopping:
                 break
     return done == steps
-
-
-def _batches(
-    dataset: StepDataset, steps: range, workers: int, device: torch.device
-) -> Iterator[tuple[int, Batch, float]]:
-    """Step, batch and the seconds that were waited for it, in order; the same for any number of workers."""
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=list(steps),
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        worker_init_fn=_ignore_stop_signals,
-        generator=torch.Generator(),  # else it draws from the global state, which belongs to the model (dropout)
-    )
-    batches = iter(loader)
-    for step in steps:
-        began = time.perf_counter()
-        batch = next(batches)
-        yield step, batch, time.perf_counter() - began
-
-
-def _ignore_stop_signals(worker: int) -> None:
-    """A worker must outlive the step that it feeds; the main process decides when to stop."""
-    del worker
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _save(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path, done: int, keep: int) -> None:
@@ -149,18 +127,32 @@ def _restore(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path) -> 
     return int(state["step"])
 
 
+@contextmanager
+def _naming_the_step(run: Path, step: Callable[[], int]) -> Iterator[None]:
+    """What is wrong with a series is told with the step that met it and what is saved; no other takes its place."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"training stopped at step {step()}: {error}; {_last_good(run)}") from None
+
+
+def _last_good(run: Path) -> str:
+    latest = run / "checkpoints" / "latest"
+    return f"the last good checkpoint is {latest.read_text()}" if latest.exists() else "there is no checkpoint yet"
+
+
 def _require_finite(loss: LossParts, grad_norm: Tensor, step: int, batch: Batch, run: Path) -> None:
     if torch.isfinite(loss.total) and torch.isfinite(grad_norm):
         return
-    latest = run / "checkpoints" / "latest"
-    good = f"the last good checkpoint is {latest.read_text()}" if latest.exists() else "there is no checkpoint yet"
     series = ", ".join(batch.keys[:8]) + (", ..." if len(batch.keys) > 8 else "")
-    raise UserError(f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; {good}")
+    raise UserError(
+        f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; {_last_good(run)}"
+    )
 
 
-def _timing(samples: int, waited: float, computed: float, device: torch.device) -> dict[str, float]:
+def _timing(batch: Batch, waited: float, computed: float, device: torch.device) -> dict[str, float]:
     seconds = waited + computed
-    return {"samples_per_s": samples / seconds, "data_wait": waited / seconds, "memory": _memory(device)}
+    return {"samples_per_s": len(batch.keys) / seconds, "data_wait": waited / seconds, "memory": _memory(device)}
 
 
 def choose_device(name: str) -> torch.device:

@@ -178,15 +178,16 @@ class Monitor:
     ) -> None:
         self.model, self.loss_function, self.config = model, loss_function, config
         self.group = config.train.micro_batch or config.train.batch_size
+        channels = model.backbone.in_channels
         self._losses: dict[str, FixedScans] = {}
         if held_out is not None:
             chosen = {"held_out": (held_out, first_patients(held_out.source.patients))}
             chosen["seen"] = dataset, first_patients(dataset.source.patients)
             number = min(len(scans) for _, scans in chosen.values())  # SIGReg grows with it
             for name, (source, scans) in chosen.items():
-                self._losses[name] = FixedScans(source, scans[:number], config.views, self.group)
+                self._losses[name] = FixedScans(source, scans[:number], config.views, self.group, channels)
         repeated = repeated_scans(dataset.source.patients, dataset.source.groups)
-        self._repeated = FixedScans(dataset, repeated, config.views, self.group) if repeated else None
+        self._repeated = FixedScans(dataset, repeated, config.views, self.group, channels) if repeated else None
 
     def __call__(
         self,

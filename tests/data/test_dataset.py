@@ -214,7 +214,8 @@ def test_step_dataset_is_a_function_of_the_step(cache: Cache) -> None:
     assert torch.equal(first.images, again.images)
     assert (first.keys, first.patients) == (again.keys, again.patients)
     assert first.images.shape == (3, 1, 4, 4, 8)
-    assert first.spacing_mm == (2.0, 1.0, 0.5)
+    assert first.spacing_mm.tolist() == [[2.0, 1.0, 0.5]] * 3
+    assert first.sequences == ["t1"] * 3
     assert len(set(first.patients)) == 3
     assert not torch.equal(first.images, dataset[4].images)
     assert first.is_ct.tolist() == [key == "s5" for key in first.keys]

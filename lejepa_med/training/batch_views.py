@@ -1,0 +1,17 @@
+"""The views of a batch, with what is known about its samples: their sequences decide, and errors name their series."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lejepa_med.data.dataset import Batch
+from lejepa_med.views import BatchedMultiCrop, SampleFacts
+
+
+def batch_views(
+    crop: BatchedMultiCrop, batch: Batch, key: tuple[int | str, ...], first_position: int = 0
+) -> list[Float[Tensor, "view sample channel ..."]]:
+    """Global and local views, where the images are. Raises DataError, naming a series that none can be cut from."""
+    facts = SampleFacts(keys=batch.keys, sequences=batch.sequences)
+    return crop(batch.images, batch.spacing_mm, batch.is_ct, key, first_position, facts)
