@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -30,6 +31,10 @@ Work = Callable[[list[Item]], list[Result]]
 """Takes a batch of items, returns their results in order, and never raises. A function of a module, for pickling."""
 
 _ANSWER_S = 15  # a scheduler that has not answered by then is not there
+
+# loky says so from a thread of its own when a worker ends in good order with work left, and starts another. As an error
+# (`python -W error`) the sentence would end that thread, and every result would be waited for without end.
+warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
 
 
 def spread(
