@@ -56,8 +56,8 @@ def test_a_damaged_entry_stops_training_and_prepare_mends_it(tmp_path: Path) -> 
         small(tmp_path / "run", tmp_path / "cache", **{"data.residency": "disk"})
     assert str(caught.value) == (
         f"training stopped at step 2: cache {tmp_path / 'cache'}: series {damaged['series_key']} is missing or "
-        "damaged; run `prepare` again to rebuild it (`lejepa-med prepare INDEX --out CACHE`); the last good checkpoint is "
-        "step_2.pt"
+        "damaged; run `prepare` again to rebuild it (`lejepa-med prepare INDEX --out CACHE`); "
+        "the last good checkpoint is step_2.pt"
     )
     with pytest.raises(DataError, match=f"series {damaged['series_key']} is missing or damaged"):
         small(tmp_path / "held", tmp_path / "cache", **{"data.residency": "host"})
