@@ -198,19 +198,19 @@ def read_manifest(folder: Path) -> pd.DataFrame:
         raise damaged from None
     if not set(COLUMNS) <= set(table.columns):
         raise damaged
-    if "group_key" not in table:
-        table["group_key"] = table["series_key"]
-    if "bytes" not in table:
-        table["bytes"] = -1
-    if "filled_slices" not in table:
-        table["filled_slices"] = -1  # not known
-    return table
+    return _with_unknowns(table)
+
+
+def _with_unknowns(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the columns that earlier versions did not know: each volume its own group, numbers -1."""
+    unknown = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1}
+    return table.assign(**{name: value for name, value in unknown.items() if name not in table})
 
 
 def publish_manifest(folder: Path, table: pd.DataFrame) -> None:
     """Replaces the manifest. At every moment, also after a kill, its checksum file knows the one that is there."""
     buffer = io.BytesIO()
-    table[list(ALL_COLUMNS)].to_parquet(buffer, index=False)
+    _with_unknowns(table)[list(ALL_COLUMNS)].to_parquet(buffer, index=False)
     manifest, checksum = folder / "manifest.parquet", folder / "manifest.parquet.sha256"
     new = hashlib.sha256(buffer.getvalue()).hexdigest()
     with alone(folder):
