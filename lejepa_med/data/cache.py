@@ -203,8 +203,11 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 def _with_unknowns(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the columns that earlier versions did not know: each volume its own group, numbers -1."""
-    unknown = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1}
-    return table.assign(**{name: value for name, value in unknown.items() if name not in table})
+    unknowns: dict[str, Any] = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1}
+    table = table.copy()
+    for name, unknown in unknowns.items():
+        table[name] = table.get(name, unknown)
+    return table
 
 
 def publish_manifest(folder: Path, table: pd.DataFrame) -> None:

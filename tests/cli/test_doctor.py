@@ -75,7 +75,7 @@ def test_the_same_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_exit_code_is_1_only_if_training_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Namespace(cache=None, json=False, overrides=[])
+    options = Namespace(cache=None, json=False, overrides=[], config=None)
     monkeypatch.setattr(checkup, "try_decoders", lambda: {"JPEG-LS": "fails", "RLE": "works"})
     found = doctor(options)
     assert found["exit_code"] == 0

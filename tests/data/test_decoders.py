@@ -21,7 +21,7 @@ def test_a_decoder_that_is_there_and_fails(monkeypatch: pytest.MonkeyPatch) -> N
     def broken(*_: object) -> None:
         raise ImportError("libopenjp2.so.7: cannot open shared object file")
 
-    monkeypatch.setattr(codestream, "_decoded", broken)
+    monkeypatch.setattr(codestream, "decode_one", broken)
     found = try_decoders()
     assert {name for name, outcome in found.items() if outcome == "works"} == {
         "implicit little endian", "explicit little endian", "explicit big endian", "deflated"

@@ -207,16 +207,16 @@ def test_held_out_loss_rises_while_training_loss_falls() -> None:
 
 
 def test_a_run_that_memorises_its_patients(tmp_path: Path) -> None:
-    """The healthy run above with half the patients, twice as long at twice the rate."""
+    """24 patients to train on and twice the rate of the healthy run above: with other seeds it memorises them too."""
     run = small_run(
         tmp_path / "run",
-        patients=80,
+        patients=48,
         scans=2,
-        data={"monitor_fraction": 0.1},
+        data={"monitor_fraction": 0.5},
         views={"num_local": 0},
         objective={"lam": 0.98, "num_slices": 64},
         optim={"lr": 2e-2},
-        train={"steps": 160, "batch_size": 64, "diagnostics_every": 10},
+        train={"steps": 200, "batch_size": 24, "diagnostics_every": 10},
     )
     assert any("held_out_rising" in line["advice"] for line in read_log(run.path, "diagnostics"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -232,10 +232,10 @@ class Slow(ListSource):
         self.cold = set(range(4))
         return True
 
-    def read(self, index: int, draw: torch.Generator) -> Item:
+    def read_several(self, index: int, draws: Sequence[torch.Generator]) -> list[Item]:
         time.sleep(self.warm_s + (self.cold_s if index in self.cold else 0.0))
         self.cold.discard(index)
-        return super().read(index, draw)
+        return super().read_several(index, draws)
 
 
 def stages_of(source: Slow, config: PretrainConfig) -> list[Stage]:

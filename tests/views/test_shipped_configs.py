@@ -46,12 +46,10 @@ def scan(kind: str) -> Item:
 
 def dataset_for(config: PretrainConfig, file: Path) -> StepDataset:
     item = scan(next((kind for start, (kind, _) in SCANS.items() if file.stem.startswith(start)), "head"))
-    source = ListSource([item])
-    size = base_size(config, source)
     if config.data.kind == "slices":
         item = Item(item.array[..., item.array.shape[3] // 2], item.spacing_mm[:2], item.is_ct, item.key)
-        source = ListSource([item])
-        size = base_size(config, source)
+    source = ListSource([item])
+    size = base_size(config, source)
     if config.views.base_crop_mm is not None:  # as of a cache: smaller scans are padded
         size = tuple(round(config.views.base_crop_mm / mm) for mm in item.spacing_mm)
     return StepDataset(source, StepSampler(source.patients, 2, config.seed), size, config.seed)
