@@ -38,7 +38,7 @@ from lejepa_med.spec import PreprocessSpec
 FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")
 """Of every manifest. Those of format 1 have no more: each of their series is a group of its own."""
-ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices")
+ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices", "slice_axis")
 _AGAIN = "run `prepare` again to rebuild it (`lejepa-med prepare INDEX --out CACHE`)"
 
 
@@ -203,7 +203,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 def _with_unknowns(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the columns that earlier versions did not know: each volume its own group, numbers -1."""
-    unknowns: dict[str, Any] = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1}
+    unknowns: dict[str, Any] = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1, "slice_axis": -1}
     table = table.copy()
     for name, unknown in unknowns.items():
         table[name] = table.get(name, unknown)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,7 +39,10 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` holds one number per patient."""
+    """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` holds one number per patient.
+
+    `slice_axis` is -1 where the axis of acquisition is not known.
+    """
 
     images: Tensor
     spacing_mm: Float[Tensor, "sample axis"]
@@ -47,6 +50,7 @@ class Batch:
     keys: list[str]
     patients: list[int]
     sequences: list[str]
+    slice_axis: Int[Tensor, " sample"]
 
     def pin_memory(self) -> Batch:
         return replace(self, images=self.images.pin_memory())
@@ -137,6 +141,7 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
             keys=[item.key for item in items],
             patients=[self._codes[self.source.patients[index]] for index in chosen],
             sequences=[item.sequence for item in items],
+            slice_axis=torch.tensor([item.slice_axis for item in items]),
         )
 
 

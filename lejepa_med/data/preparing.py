@@ -32,6 +32,7 @@ from lejepa_med.spec import PreprocessSpec
 
 _BATCH = 4  # series handed to a process at a time
 _VOLUME_S = 1800.0  # a decoder that takes longer hangs
+_CLEARLY_WIDER = 1.5  # a voxel side that says which way the slices were cut
 _DIED = "the process that prepared it died: too little memory, or a decoder that crashed or never ended"
 _DEFECT = "it could not be prepared, by a defect of lejepa-med; please report it"
 
@@ -150,6 +151,17 @@ def _stored_bytes(row: dict[Any, Any], spec: PreprocessSpec) -> float:
     return voxels * (2 if row["modality"] == "ct" else 1)
 
 
+def _slice_axis(row: dict[Any, Any]) -> int:
+    """The axis (R, A or S) along which the slices of a scan lie; -1 where its voxels do not tell."""
+    spacing = [float(side) for side in str(row["spacing_mm"]).split(";") if side]
+    if len(spacing) != 3 or len(str(row["orientation"])) != 3:
+        return -1
+    widest = max(range(3), key=spacing.__getitem__)
+    if spacing[widest] < _CLEARLY_WIDER * sorted(spacing)[1]:
+        return -1
+    return next(axis for axis, ends in enumerate(("RL", "AP", "SI")) if str(row["orientation"])[widest] in ends)
+
+
 def _lost(row: dict[Any, Any]) -> dict[str, Any]:
     return _result(row) | {"entry": "", "reason": _DIED, "reused": False}
 
@@ -198,6 +210,7 @@ def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, preprocess: P
     except Exception:
         return result | {"reason": _DEFECT}
     spacing = None if row["modality"] == "image" else list(preprocess.spacing_mm)
+    result["slice_axis"] = _slice_axis(row)
     return result | {"entry": entry, "shape": list(shape), "spacing_mm": spacing, "sha256": digest, "bytes": size}
 
 

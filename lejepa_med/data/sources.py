@@ -32,7 +32,8 @@ class Item:
     """A prepared scan, not yet cropped, or one slice of it.
 
     `voxels` are `[channel, *spatial]`, or a stored array `[*spatial]`. A slice is (axis, position) in `plane`;
-    `spacing_mm` is that of the axes which are left.
+    `spacing_mm` is that of the axes which are left. `slice_axis` is the one along which the scan was acquired (-1: not
+    known).
     """
 
     voxels: Voxels
@@ -41,6 +42,7 @@ class Item:
     key: str
     sequence: str = ""
     plane: tuple[int, int] | None = None
+    slice_axis: int = -1
 
     @property
     def channels(self) -> int:
@@ -112,6 +114,7 @@ class CacheSource:
         self.groups = [str(key) for key in table["group_key"]] if "group_key" in table else self.keys
         self.studies = [str(key) for key in table["study_key"]]
         self.kinds = [(str(kind), str(name)) for kind, name in zip(table["modality"], table["sequence"], strict=True)]
+        self._slice_axes = [int(axis) for axis in table["slice_axis"]] if "slice_axis" in table else [-1] * len(table)
         spacings = table["spacing_mm"].tolist()
         self._spacings = [None if mm is None else tuple(float(side) for side in mm) for mm in spacings]
         self._held: Sequence[Voxels] | None = None
@@ -138,7 +141,7 @@ class CacheSource:
     def read_several(self, index: int, draws: Sequence[torch.Generator]) -> list[Item]:
         voxels = self.cache.stored(self.keys[index]) if self._held is None else self._held[index]
         modality, sequence = self.kinds[index]
-        item = Item(voxels, (), modality == "ct", self.keys[index], sequence)
+        item = Item(voxels, (), modality == "ct", self.keys[index], sequence, slice_axis=self._slice_axes[index])
         item = replace(item, spacing_mm=self._spacings[index] or (1.0,) * len(item.shape))
         if self.plane is None or len(item.shape) != 3:
             return [item] * len(draws)

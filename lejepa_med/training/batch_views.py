@@ -1,4 +1,4 @@
-"""The views of a batch, with what is known about its samples: their sequences decide, and errors name their series."""
+"""The views of a batch, with what is known about its samples: sequence and axis of acquisition; errors name series."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def batch_views(
     crop: BatchedMultiCrop, batch: Batch, key: tuple[int | str, ...], first_position: int = 0
 ) -> list[Float[Tensor, "view sample channel ..."]]:
     """Global and local views, where the images are. Raises DataError, naming a series that none can be cut from."""
-    facts = SampleFacts(keys=batch.keys, sequences=batch.sequences)
+    facts = SampleFacts(keys=batch.keys, sequences=batch.sequences, slice_axis=batch.slice_axis)
     return crop(batch.images, batch.spacing_mm, batch.is_ct, key, first_position, facts)
