@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
 
 Modality = Literal["mri", "ct", "pet", "image", "unknown"]
+CacheModality = Literal["mri", "ct", "pet", "image"]
 """What `index` writes into the column `modality`; `image` is a 2D picture without physical size."""
 
 

@@ -31,7 +31,10 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
         source = options.out / "index"
         archive.index(options.paths, source, settings, ProgressLine())
     count = converting.convert(source, options.out, ProgressLine(), settings.compute)
-    return {"converted": count, "table": options.out / "series.csv"}
+    result: dict[str, Any] = {"converted": count, "table": options.out / "series.csv"}
+    if left := sum(1 for _ in options.out.glob("*.nii.gz")) - count:
+        result["of an earlier index"] = f"{left:,} NIfTI files, which the table does not name"
+    return result
 
 
 def prepare(options: argparse.Namespace) -> dict[str, Any]:

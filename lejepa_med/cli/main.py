@@ -6,8 +6,10 @@ Nothing heavy is imported before the verb is known, so `--help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -72,6 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sentence = str(error).removeprefix(f"{options.verb}: ")
         print(f"lejepa-med {options.verb}: {sentence}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _is_below(error.filename, getattr(options, "out", None)):
+            raise
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        print(f"lejepa-med {options.verb}: --out {options.out} cannot be written ({reason})", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"lejepa-med {options.verb}: interrupted", file=sys.stderr)
         return 130
@@ -81,6 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         print(result.get("text") or describe(result))
     return code
+
+
+def _is_below(file: object, out: Path | None) -> bool:
+    """Whether an error is about the output, or the folders that lead there."""
+    if out is None or not isinstance(file, str):
+        return False
+    target = out.absolute()
+    return target.is_relative_to(Path(file).absolute()) or Path(file).absolute().is_relative_to(target.parent)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("a path is empty; is a variable of the shell not set?")
+    return Path(text)
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -126,35 +148,37 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _demo(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", type=Path, default=Path("demo"), help="folder to write (default: demo)")
+    sub.add_argument("--out", type=_path, default=Path("demo"), help="folder to write (default: demo)")
     sub.add_argument("--size", choices=("full", "smoke"), default="full", help="smoke: a few subjects and steps")
 
 
 def _doctor(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("cache", nargs="?", type=Path, help="a cache whose data path is measured, in about a minute")
-    sub.add_argument("--config", type=Path, help="of `pretrain`: views, model, batch size and workers (default: usual)")
+    sub.add_argument("cache", nargs="?", type=_path, help="a cache whose data path is measured, in about a minute")
+    sub.add_argument(
+        "--config", type=_path, help="of `pretrain`: views, model, batch size and workers (default: usual)"
+    )
 
 
 def _paths(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("paths", nargs="+", type=Path, help="folders or files; key.path=value overrides settings")
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--config", type=Path)
+    sub.add_argument("paths", nargs="+", type=_path, help="folders or files; key.path=value overrides settings")
+    sub.add_argument("--out", type=_path, required=True)
+    sub.add_argument("--config", type=_path)
 
 
 def _prepare(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("index", type=Path, help="folder written by `index`")
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--config", type=Path)
+    sub.add_argument("index", type=_path, help="folder written by `index`")
+    sub.add_argument("--out", type=_path, required=True)
+    sub.add_argument("--config", type=_path)
 
 
 def _cache(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("action", choices=("verify", "stats"))
-    sub.add_argument("cache", type=Path)
+    sub.add_argument("cache", type=_path)
 
 
 def _configured(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("config", type=Path, help="YAML file; see `lejepa-med config KIND`")
-    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("config", type=_path, help="YAML file; see `lejepa-med config KIND`")
+    sub.add_argument("--out", type=_path, required=True)
 
 
 def _views(sub: argparse.ArgumentParser) -> None:
@@ -168,13 +192,13 @@ def _pretrain(sub: argparse.ArgumentParser) -> None:
 
 
 def _select(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories that are finished")
-    sub.add_argument("--out", type=Path, help="folder for selection.csv, .json, .md and .png (default: print only)")
+    sub.add_argument("runs", nargs="+", type=_path, metavar="RUN", help="run directories that are finished")
+    sub.add_argument("--out", type=_path, help="folder for selection.csv, .json, .md and .png (default: print only)")
     sub.add_argument(
-        "--results", nargs="+", type=Path, default=[], metavar="PATH",
+        "--results", nargs="+", type=_path, default=[], metavar="PATH",
         help="probe or benchmark folders, result.json files, or CSV with `run, score`; RUN/probe*/ is found by itself",
     )  # fmt: skip
-    sub.add_argument("--config", type=Path)
+    sub.add_argument("--config", type=_path)
 
 
 def _benchmark(sub: argparse.ArgumentParser) -> None:
@@ -183,20 +207,20 @@ def _benchmark(sub: argparse.ArgumentParser) -> None:
 
 
 def _embed(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("model", type=Path, help="run, export or weight file")
-    sub.add_argument("data", nargs="+", type=Path, help="a cache, or NIfTI files, images and DICOM folders")
-    sub.add_argument("--out", type=Path, required=True, help="FILE.parquet")
+    sub.add_argument("model", type=_path, help="run, export or weight file")
+    sub.add_argument("data", nargs="+", type=_path, help="a cache, or NIfTI files, images and DICOM folders")
+    sub.add_argument("--out", type=_path, required=True, help="FILE.parquet")
     sub.add_argument("--modality", choices=("mri", "ct", "pet"), help="of NIfTI files")
 
 
 def _report(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("benchmark", type=Path, help="folder written by `benchmark`")
-    sub.add_argument("--out", type=Path, help="folder of the report (default: BENCHMARK/report)")
+    sub.add_argument("benchmark", type=_path, help="folder written by `benchmark`")
+    sub.add_argument("--out", type=_path, help="folder of the report (default: BENCHMARK/report)")
 
 
 def _export(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("run", type=Path)
-    sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("run", type=_path)
+    sub.add_argument("--out", type=_path, required=True)
     sub.add_argument("--format", choices=("safetensors",), default="safetensors")
 
 

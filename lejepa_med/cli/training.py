@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from lejepa_med import api
@@ -11,16 +12,32 @@ from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.training_source import base_size
 from lejepa_med.errors import UserError
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 
 def views(options: argparse.Namespace) -> dict[str, Any]:
     """The views that the first step of this config trains on."""
     if options.samples < 1:
         raise UserError(f"views: --samples {options.samples}; a sheet has one row at least")
     config = load_config(PretrainConfig, options.config, options.overrides)
+    _require_picture(options.out)
     source, _ = api.open_source(None, config)
     dataset, _ = api.step_datasets(config, source, base_size(config, source))
     api.draw_views(config, dataset, options.out, options.samples)
     return {"picture": options.out}
+
+
+def _require_picture(file: Path) -> None:
+    """A picture may replace a picture, and nothing else: not a scan, not a table."""
+    if file.suffix.lower() != ".png":
+        raise UserError(f"views: --out {file}; expected a name that ends in .png")
+    try:
+        with file.open("rb") as stream:
+            is_picture = stream.read(8) == _PNG
+    except FileNotFoundError:
+        return
+    if not is_picture:
+        raise UserError(f"views: --out {file} is there and is no PNG; choose another name")
 
 
 def pretrain(options: argparse.Namespace) -> dict[str, Any]:

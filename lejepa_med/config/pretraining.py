@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from lejepa_med.spec import Frozen, InferenceSpec
+from lejepa_med.config.indexing import Sequence
+from lejepa_med.spec import CacheModality, Frozen, InferenceSpec
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Size = tuple[Annotated[int, Field(gt=0)], ...]
@@ -27,8 +28,12 @@ class DataConfig(Frozen):
         "volumes", description="3D volumes, 2D slices of volumes, or 2D images"
     )
     plane: Literal["axial", "coronal", "sagittal"] = Field("axial", description="slices: the plane they are cut in")
-    modalities: tuple[str, ...] | None = Field(None, description="use only these, e.g. [mri]; null = all in the cache")
-    sequences: tuple[str, ...] | None = Field(None, description="MRI: use only these, e.g. [t1, flair]; null = all")
+    modalities: tuple[CacheModality, ...] | None = Field(
+        None, description="use only these, e.g. [mri]; null = all in the cache"
+    )
+    sequences: tuple[Sequence, ...] | None = Field(
+        None, description="MRI: use only these, e.g. [t1, flair]; null = all"
+    )
     holdout: HoldoutConfig = HoldoutConfig()
     monitor_fraction: float = Field(
         0.1,

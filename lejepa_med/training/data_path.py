@@ -102,7 +102,9 @@ def default_config(cache: Cache) -> PretrainConfig:
     """What one would start with: 2D for pictures, 3D otherwise; a larger region for CT."""
     first = cache.table.iloc[0]
     if len(first["shape"]) != 2:
-        return PretrainConfig(views=ViewsConfig(base_crop_mm=256.0 if first["modality"] == "ct" else 192.0))
+        return PretrainConfig(
+            views=_views_of(256.0 if first["modality"] == "ct" else 192.0, max(map(float, first["spacing_mm"])))
+        )
     side = min(min(shape) for shape in cache.table["shape"] if len(shape) == 2)
     views = ViewsConfig(
         base_crop_mm=None,
@@ -113,6 +115,22 @@ def default_config(cache: Cache) -> PretrainConfig:
     )
     sections = {"data": {"kind": "images"}, "model": ModelConfig(name="timm/resnet18"), "views": views}
     return PretrainConfig.model_validate(sections)
+
+
+def _views_of(region_mm: float, spacing_mm: float) -> ViewsConfig:
+    """The usual views; of coarse voxels, of which a region holds too few for them, smaller ones."""
+    usual, voxels = ViewsConfig(base_crop_mm=region_mm), int(region_mm / spacing_mm)
+    if voxels * usual.max_magnification >= max(usual.global_size):
+        return usual
+    side = max(8, voxels // 8 * 8)
+    return usual.model_copy(
+        update={
+            "global_size": (side,) * 3,
+            "local_size": (max(8, side // 2),) * 3,
+            "global_pitch_mm": (spacing_mm, 3 * spacing_mm),
+            "local_pitch_mm": (0.7 * spacing_mm, 1.5 * spacing_mm),
+        }
+    )
 
 
 def _readable(cache: Cache, config: PretrainConfig) -> pd.DataFrame:

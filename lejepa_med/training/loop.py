@@ -159,7 +159,10 @@ def choose_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one. Raises UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"train.device {name}: no CUDA device here; use cpu or auto")
     return device

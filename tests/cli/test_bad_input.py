@@ -84,7 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 Fails = Callable[..., str]
-PROGRESS = re.compile(r"[\w ]+: [\d,]+( of [\d,]+)?(, .*)?$")
+PROGRESS = re.compile(r"[\w ]+: [\d,]+( of [\d,]+)?(, .*)?$|data: [\d.]+ GB of volumes .*$")
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_model_that_does_not_exist(fails: Fails, place: Place, tmp_path: Path) -
 
 @pytest.mark.parametrize("verb", ["pretrain", "views"])
 def test_missing_cache(fails: Fails, place: Place, tmp_path: Path, verb: str) -> None:
-    text = fails(verb, place / "pretrain.yaml", "--out", tmp_path / "out", f"data.cache={tmp_path / 'gone'}")
+    text = fails(verb, place / "pretrain.yaml", "--out", tmp_path / "out.png", f"data.cache={tmp_path / 'gone'}")
     assert "not a finished cache; make it with `lejepa-med prepare INDEX --out" in text
 
 
@@ -290,3 +290,47 @@ def test_argparse_refuses_abbreviations_and_unknown_words(words: list[str], caps
         main(words)
     assert ended.value.code == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a file", "below a file", "below /proc"])
+@pytest.mark.parametrize("verb", ["index", "convert", "prepare", "views", "pretrain"])
+def test_outputs_that_cannot_be_written(fails: Fails, place: Place, tmp_path: Path, verb: str, name: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    out = {"a file": tmp_path / "notes.txt", "below a file": tmp_path / "notes.txt" / "x", "below /proc": "/proc/x/y"}
+    target = f"{out[name]}.png" if verb == "views" and name != "a file" else out[name]
+    given = {"index": "archive", "convert": "archive", "prepare": "index", "views": "pretrain.yaml"}
+    workers = ["compute.workers=1"] if verb in ("index", "convert", "prepare") else []
+    if verb == "prepare":
+        workers += ["--config", str(place / "prepare.yaml")]
+    text = fails(verb, place / given.get(verb, "pretrain.yaml"), "--out", target, *workers)
+    assert str(target) in text
+
+
+def test_views_replace_nothing_but_pictures(fails: Fails, place: Place, tmp_path: Path) -> None:
+    (tmp_path / "scan.png").write_bytes(b"no picture")
+    assert "is there and is no PNG" in fails("views", place / "pretrain.yaml", "--out", tmp_path / "scan.png")
+    assert "ends in .png" in fails("views", place / "pretrain.yaml", "--out", tmp_path / "IM0010")
+    (tmp_path / "new").mkdir()
+    for _ in range(2):
+        assert main(["views", str(place / "pretrain.yaml"), "--out", str(tmp_path / "new" / "v.png")]) == 0
+
+
+def test_devices_and_kinds_that_do_not_exist(fails: Fails, place: Place, tmp_path: Path) -> None:
+    words = ["pretrain", place / "pretrain.yaml", "--out", tmp_path / "run"]
+    assert "train.device gpu: no such device" in fails(*words, "train.device=gpu")
+    assert "`data.modalities.1`: input should be 'mri'" in fails(*words, "data.modalities=[mri, ctt]")
+    words = ["prepare", place / "index", "--out", tmp_path / "cache"]
+    assert "got 'flaer'" in fails(*words, "sequences=[t2, flaer]")
+
+
+def test_a_table_of_patients_is_read_first(fails: Fails, place: Place, tmp_path: Path) -> None:
+    table = "{file: nope.csv, path_column: a, patient_column: b}"
+    text = fails("index", place / "archive", "--out", tmp_path / "index", f"patients={table}")
+    assert "patients.file (nope.csv) is not there" in text
+
+
+def test_an_empty_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(["index", "", "--out", str(tmp_path / "index")])
+    assert "a path is empty" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

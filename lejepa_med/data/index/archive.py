@@ -25,7 +25,7 @@ from lejepa_med.data.index.acquisitions import from_json, groups, member_of, to_
 from lejepa_med.data.index.archive_page import write_page
 from lejepa_med.data.index.archive_tables import write_csv, write_files, write_series
 from lejepa_med.data.index.entries_dicom import dicom_entries
-from lejepa_med.data.index.entries_files import HU_OF_FAT, Context, Patients, file_entries
+from lejepa_med.data.index.entries_files import HU_OF_FAT, Context, Patients, check_patients, file_entries
 from lejepa_med.data.index.entries_other import other_entry
 from lejepa_med.data.index.entry import Entry
 from lejepa_med.data.index.entry_table import EntryTable
@@ -78,6 +78,7 @@ def index(
     `out` holds anything else: it is left out of the walk.
     """
     check_out("index", out, "index")
+    check_patients(settings.patients)
     with Store(out) as store:
         try:
             run = _Run(store, load_salt(out), settings, progress)

@@ -127,6 +127,12 @@ def _sidecar_modality(path: str) -> str:
         return ""
 
 
+def check_patients(table: PatientTable | None) -> None:
+    """Finds mistakes in the user's table before hours of reading. Raises `DataError`."""
+    if table is not None:
+        _read(table)
+
+
 class Patients:
     """Who a file belongs to: the user's table, else the BIDS subject in its path."""
 
@@ -160,9 +166,12 @@ def _name(found: Found) -> str:
 
 
 def _read(table: PatientTable) -> dict[str, str]:
+    """Patient ids by path. Raises `DataError` where the file, or a column of it, is not there."""
     try:
         with table.file.open(newline="", encoding="utf-8-sig") as lines:
             rows = list(csv.DictReader(lines))
+    except FileNotFoundError:
+        raise DataError(f"patients.file ({table.file}) is not there") from None
     except (OSError, UnicodeDecodeError, csv.Error):
         raise DataError(f"patients.file ({table.file}) cannot be read as a CSV file in UTF-8") from None
     columns = list(rows[0]) if rows else []
