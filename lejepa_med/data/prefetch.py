@@ -36,9 +36,7 @@ def feed(
         on_cuda = device.type == "cuda"
         stream = torch.cuda.Stream(device) if on_cuda else None  # type: ignore[no-untyped-call]
         if dataset.source.where == "dataset":
-            made = _by_processes(dataset, steps, config, pin=on_cuda)
-            stack.callback(made.close)
-            batches: Iterator[Batch] = made
+            batches: Iterator[Batch] = stack.enter_context(_by_processes(dataset, steps, config, pin=on_cuda))
             ahead = config.workers > 0 and on_cuda
         else:
             batches = stack.enter_context(Ahead(_by_threads(dataset, steps, config, stream), config.prefetch))
@@ -72,7 +70,8 @@ def _by_threads(
     dataset: StepDataset, steps: range, config: DataConfig, stream: torch.cuda.Stream | None
 ) -> Iterator[Batch]:
     """Scans that are on the device are cut there, on the stream."""
-    with ThreadPoolExecutor(max(1, config.workers), "scans") as pool, torch.cuda.stream(stream):
+    on_stream = contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)  # None would start CUDA
+    with ThreadPoolExecutor(max(1, config.workers), "scans") as pool, on_stream:
         for group in dataset.reads(steps):
             yield from dataset.batches(group, pool.map, pin=stream is not None)
 
@@ -90,7 +89,11 @@ class _Reads(torch.utils.data.Dataset[list[Batch] | UserError]):
             return error
 
 
-def _by_processes(dataset: StepDataset, steps: range, config: DataConfig, pin: bool) -> Generator[Batch, None, None]:
+@contextlib.contextmanager
+def _by_processes(
+    dataset: StepDataset, steps: range, config: DataConfig, pin: bool
+) -> Generator[Iterator[Batch], None, None]:
+    """Workers are ended here: an error that is on its way keeps the loader alive, and its workers hear no SIGTERM."""
     groups = dataset.reads(steps)
     loader = torch.utils.data.DataLoader(
         _Reads(dataset, groups),
@@ -102,10 +105,23 @@ def _by_processes(dataset: StepDataset, steps: range, config: DataConfig, pin: b
         worker_init_fn=_ignore_stop_signals,
         generator=torch.Generator(),  # else it draws from the global state, which belongs to the model (dropout)
     )
-    return _unpacked(iter(loader))
+    made = iter(loader)
+    try:
+        yield _unpacked(made)
+    finally:
+        _end_workers(made)
 
 
-def _unpacked(made: Iterator[list[Batch] | UserError]) -> Generator[Batch, None, None]:
+def _end_workers(made: object) -> None:
+    workers = list(getattr(made, "_workers", ()))
+    if workers:
+        made._shutdown_workers()  # type: ignore[attr-defined]
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _unpacked(made: Iterator[list[Batch] | UserError]) -> Iterator[Batch]:
     for batches in made:
         if isinstance(batches, UserError):
             raise batches

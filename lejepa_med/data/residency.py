@@ -5,12 +5,10 @@ The batches are the same to the bit; what differs is how soon they are there.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ import torch
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.sources import CacheSource, ListSource, Source, Voxels, Where
 from lejepa_med.errors import DataError
+from lejepa_med.machine import examine
 
 _HOST_SHARE, _DEVICE_SHARE = 0.5, 0.3
 """Of the free memory: the rest is left to batches and to other work, and on a device to the network."""
@@ -112,13 +111,6 @@ def make_resident(
 
 
 def free_host_bytes() -> int:
-    """Memory that this process may still take: of the machine, or what its control group leaves."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no limit is the word `max`
-        used, limit = (int((group / f"memory.{name}").read_text()) for name in ("current", "max"))
-        free = min(free, max(0, limit - used))
-    return free
+    """Memory that this process may still take: within the limits of its control groups, or half of all if not known."""
+    free = examine().memory_free
+    return free if free is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -45,6 +45,7 @@ class WeightedSampler:
         members.sort(key=len)  # rare kinds choose first: their patients are the ones that others could do without
         self._members: list[dict[int, Studies]] = members
         self._patients = [torch.tensor(list(of_kind)) for of_kind in members]
+        self._shared = sum(map(len, members)) > self.num_patients
         self._weights = [
             torch.tensor([len(studies) for studies in of_kind.values()], dtype=torch.float64) for of_kind in members
         ]
@@ -53,33 +54,54 @@ class WeightedSampler:
         """Item numbers of the global batch of one step."""
         draw = generator("weighted batch", self.seed, step)
         chosen: list[int] = []
-        taken = torch.zeros(self.num_patients, dtype=torch.bool)
+        taken, given = torch.zeros(self.num_patients, dtype=torch.bool), [0] * len(self._members)
         while len(chosen) < self.batch_size:  # more than one round where patients are few
             if bool(taken.all()):
                 taken.zero_()
-            chosen += self._round(self.batch_size - len(chosen), taken, draw)
+            chosen += self._round(self.batch_size - len(chosen), taken, draw, given)
         order = torch.randperm(len(chosen), generator=draw).tolist()  # parts of a batch see all kinds, too
         return [chosen[place] for place in order]
 
-    def _round(self, count: int, taken: Tensor, draw: torch.Generator) -> list[int]:
-        """Up to `count` items of patients that are not `taken`, which they are then."""
+    def _round(self, count: int, taken: Tensor, draw: torch.Generator, given: list[int]) -> list[int]:
+        """Up to `count` items of patients that are not `taken`, which they are then; `given` counts by kind.
+
+        Kinds that share patients take turns, a few patients each, those that have least first: else one would take the
+        patients of another.
+        """
         chosen: list[int] = []
-        kinds = list(zip(self._members, self._patients, self._weights, strict=True))
-        kinds = [kind for kind in kinds if not bool(taken[kind[1]].all())]
-        for position, (members, patients, weights) in enumerate(kinds):
-            left = len(kinds) - position
-            wanted, rest = divmod(count - len(chosen), left)
-            if rest:
-                wanted += int(float(torch.rand(1, generator=draw)) * left < rest)
-            free = (~taken[patients]).nonzero().flatten()
-            picked = patients[free[systematic(weights[free], min(wanted, len(free)), draw)]]
-            taken[picked] = True
-            places = torch.rand(len(picked), generator=draw, dtype=torch.float64).tolist()
-            for patient, place in zip(picked.tolist(), places, strict=True):
-                studies = members[patient]
-                study = studies[int(place * len(studies))]
-                chosen.append(drawn(study, place * len(studies) % 1))
+        while count > len(chosen):
+            free = [int((~taken[patients]).sum()) for patients in self._patients]
+            ready = [kind for kind, patients in enumerate(free) if patients]
+            if not ready:
+                break
+            turn = count - len(chosen)
+            if self._shared:
+                turn = min(turn, len(ready) * max(1, min(free[kind] for kind in ready) // len(ready)))
+            ties = torch.rand(len(given), generator=draw).tolist()
+            ready.sort(key=lambda kind: (given[kind], ties[kind]) if self._shared else (0, 0.0))
+            for position, kind in enumerate(ready):
+                wanted, rest = divmod(turn, len(ready) - position)
+                if rest:
+                    wanted += 1 if self._shared else int(ties[kind] * (len(ready) - position) < rest)
+                picked = self._pick(kind, wanted, taken, draw)
+                given[kind] += len(picked)
+                turn -= len(picked)
+                chosen += picked
         return chosen
+
+    def _pick(self, kind: int, count: int, taken: Tensor, draw: torch.Generator) -> list[int]:
+        """Items of up to `count` patients of one kind that are free."""
+        patients, weights = self._patients[kind], self._weights[kind]
+        free = (~taken[patients]).nonzero().flatten()
+        picked = patients[free[systematic(weights[free], min(count, len(free)), draw)]]
+        taken[picked] = True
+        items = []
+        places = torch.rand(len(picked), generator=draw, dtype=torch.float64).tolist()
+        for patient, place in zip(picked.tolist(), places, strict=True):
+            studies = self._members[kind][patient]
+            study = studies[int(place * len(studies))]
+            items.append(drawn(study, place * len(studies) % 1))
+        return items
 
 
 def systematic(weights: Float[Tensor, " n"], count: int, draw: torch.Generator) -> Tensor:

@@ -20,6 +20,7 @@ from lejepa_med.data.dataset import Batch, CacheSource, StepDataset
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size
 from lejepa_med.errors import DataError
+from lejepa_med.machine import Machine, examine
 from lejepa_med.training.bottleneck import Setting, Stage, Verdict, diagnose
 from lejepa_med.training.data_path_stages import (
     StoredFile,
@@ -29,7 +30,6 @@ from lejepa_med.training.data_path_stages import (
     measure_training,
 )
 from lejepa_med.training.loop import choose_device
-from lejepa_med.training.machine import Machine, examine
 
 _VOLUMES = 32  # that are looked at
 _LOADED = 8  # volumes of a batch that is read for measuring

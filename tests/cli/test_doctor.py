@@ -22,9 +22,9 @@ from lejepa_med.cli.main import main
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import Cache, entry_name, entry_path, publish_manifest, write_entry, write_settings
 from lejepa_med.errors import ConfigError
+from lejepa_med.machine import Machine, examine
 from lejepa_med.spec import PreprocessSpec
 from lejepa_med.training import data_path
-from lejepa_med.training.machine import Machine, examine
 
 MACHINE = Machine(8, 8, 8, None, 64 * 10**9, 32 * 10**9, None, 32 * 10**9, 65_536, 65_536)
 

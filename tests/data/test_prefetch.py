@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -157,3 +159,34 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(tmp_path: Path, where: str) -> No
     with feed(dataset, range(30), DataConfig(workers=2), cuda) as batches:
         for (_, one, _), (_, other, _) in zip(batches, fed(source, range(30), DataConfig()), strict=True):
             assert one.images.is_cuda and torch.equal(one.images.cpu(), other.images)
+
+
+FAILING = """
+import torch
+from lejepa_med.config.pretraining import DataConfig
+from lejepa_med.data.dataset import DatasetSource, StepDataset
+from lejepa_med.data.prefetch import feed
+from lejepa_med.data.sampler import StepSampler
+
+class Broken(torch.utils.data.Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        raise ValueError("a decoder of the user")
+
+class Source(DatasetSource):
+    def read(self, index, draw):
+        return self.dataset[index]
+
+source = Source(Broken())
+dataset = StepDataset(source, StepSampler(source.patients, 2, 0), (4, 4, 4), 0)
+with feed(dataset, range(8), DataConfig(workers=2), torch.device("cpu")) as fed:
+    for _ in fed:
+        pass
+"""
+
+
+def test_a_foreign_error_in_a_worker_ends_the_program() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILING], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert "a decoder of the user" in done.stderr

@@ -148,3 +148,21 @@ def test_the_config_chooses(balance: str, weight: str, kinds: int | None) -> Non
     else:
         assert isinstance(sampler, WeightedSampler)
         assert len(sampler._members) == kinds
+
+
+def of_kinds(rows: list[tuple[str, str]], size: int, steps: int = 50) -> dict[str, float]:
+    """Mean number of each kind in a batch."""
+    kinds = [kind for _, kind in rows]
+    sampler = WeightedSampler(source([patient for patient, _ in rows]), size, 0, kinds)
+    return {kind: count / steps for kind, count in Counter(kinds[item] for item in items(sampler, steps)).items()}
+
+
+@pytest.mark.parametrize("patients", [10, 40, 60, 100])
+def test_kinds_that_all_patients_have_share_a_batch_equally(patients: int) -> None:
+    rows = [(f"p{number}", kind) for number in range(patients) for kind in "abcd"]
+    assert of_kinds(rows, 64) == {"a": 16, "b": 16, "c": 16, "d": 16}
+
+
+def test_kinds_of_the_same_few_patients_do_not_starve_each_other() -> None:
+    few = [(f"p{number}", kind) for number in range(10) for kind in ("ct", "pet")]
+    assert of_kinds([*few, *((f"m{number}", "mri") for number in range(100))], 30) == {"ct": 5, "pet": 5, "mri": 20}

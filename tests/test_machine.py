@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lejepa_med.training import machine
-from lejepa_med.training.machine import examine
+from lejepa_med import machine
+from lejepa_med.machine import examine
 
 
 @pytest.fixture(autouse=True)
