@@ -77,7 +77,7 @@ def of_data_path(measured: DataPath) -> str:
     lines += ["", *textwrap.wrap(verdict.sentence, _WIDTH)]
     lines += textwrap.wrap(
         f"Training would run at {_rate(1 / verdict.volumes_per_s)} volumes/s; "
-        f"{verdict.workers_to_hide} loader worker{'s' * (verdict.workers_to_hide > 1)} would hide the reading.",
+        f"{verdict.workers_to_hide} reading thread{'s' * (verdict.workers_to_hide > 1)} would hide the reading.",
         _WIDTH,
     )
     sentences = list(verdict.advice.values()) + _remarks(measured)

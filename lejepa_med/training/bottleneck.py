@@ -1,8 +1,8 @@
 """From seconds per volume of each stage to what holds training back, by how much, and what to do: no clock in here.
 
-disk + cutting + collation      in loader workers, if there are any       load
-copy + views + model            in the training process, one after another  step
-without workers  seconds = load + step        with workers  seconds = max(load / workers, step)
+disk + cutting + collation      in threads ahead of the loop (data.workers, at least one)   load
+copy + views + model            in the loop, one after another                              step
+seconds = max(load / threads, step)
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ Part = Literal["disk", "cutting", "copy", "views", "model"]
 
 FITS = 0.8
 """Share of the free memory that a cache may take to stay there once it was read."""
-_PREFETCHED = 2  # batches that each loader worker keeps ready (torch's default)
 _NOTICED = 0.05  # waiting less than this share of the time needs no advice
 
 
@@ -34,9 +33,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Setting:
-    """What the verdict depends on besides the seconds. None: not known, or there is none (a GPU, a limit)."""
+    """What the verdict depends on besides the seconds. None: not known, or there is none (a GPU, a limit).
+
+    `batches` are in memory at once: those that wait, the one that is made and the one that is trained on.
+    """
 
     workers: int
+    batches: int
     batch_size: int
     batch_bytes: int
     on_gpu: bool
@@ -44,11 +47,15 @@ class Setting:
     cache_bytes: int
     memory_free: int | None
     device_memory_free: int | None
-    shared_memory_free: int | None  # 0: there is no /dev/shm
+
+    @property
+    def threads(self) -> int:
+        """That read ahead of the loop."""
+        return max(1, self.workers)
 
     @property
     def spare_cores(self) -> int:
-        """Those that loader workers may take."""
+        """Those that reading may take."""
         return max(1, self.cores - 1)
 
     @property
@@ -65,8 +72,8 @@ class Setting:
 class Verdict:
     """The part without which training would be fastest: `factor` times as fast as its `volumes_per_s`.
 
-    `waiting` is the share of the time that training waits for batches; `workers_to_hide` as many loader workers bring
-    it to zero. `advice` holds one sentence per thing to do, by its code.
+    `waiting` is the share of the time that training waits for batches; `workers_to_hide` as many threads bring it to
+    zero. `advice` holds one sentence per thing to do, by its code.
     """
 
     bottleneck: Part
@@ -85,14 +92,13 @@ def diagnose(stages: Sequence[Stage], setting: Setting) -> Verdict:
     """
     seconds = {stage.name: stage.seconds for stage in stages}
     parts = _parts(seconds, setting)
-    total = _seconds_per_volume(parts, setting.workers)
-    gains = {part: total / max(_seconds_per_volume(parts | {part: 0.0}, setting.workers), 1e-12) for part in parts}
+    total = _seconds_per_volume(parts, setting.threads)
+    gains = {part: total / max(_seconds_per_volume(parts | {part: 0.0}, setting.threads), 1e-12) for part in parts}
     first = max(parts, key=lambda part: (gains[part], parts[part]))
     step = parts["copy"] + parts["views"] + parts["model"]
     waiting = 1 - step / total
     needed = max(1, math.ceil((parts["disk"] + parts["cutting"]) / step - 1e-9))
-    advised = waiting > _NOTICED and needed > setting.workers
-    workers = min(needed, setting.spare_cores) if advised else setting.workers
+    advised = waiting > _NOTICED and needed > setting.threads
     return Verdict(
         bottleneck=first,
         factor=gains[first],
@@ -102,7 +108,7 @@ def diagnose(stages: Sequence[Stage], setting: Setting) -> Verdict:
         sentence=_sentence(first, parts, gains[first], waiting),
         advice=_advice(first, waiting, needed if advised else 0, setting)
         | _first_pass(stages, setting)
-        | _memory_advice(workers, setting),
+        | _memory_advice(setting),
     )
 
 
@@ -116,9 +122,9 @@ def _parts(seconds: Mapping[str, float], setting: Setting) -> dict[Part, float]:
     }
 
 
-def _seconds_per_volume(parts: Mapping[Part, float], workers: int) -> float:
+def _seconds_per_volume(parts: Mapping[Part, float], threads: int) -> float:
     load, step = parts["disk"] + parts["cutting"], parts["copy"] + parts["views"] + parts["model"]
-    return max(load / workers, step) if workers else load + step
+    return max(load / threads, step)
 
 
 _DOES: dict[Part, str] = {
@@ -153,7 +159,10 @@ def _advice(part: Part, waiting: float, workers: int, setting: Setting) -> dict[
         case "disk":
             advice["disk"] = _faster_disk(setting)
         case "copy":
-            advice["copy"] = "Copying to the device dominates: set data.workers above 0, so that batches are pinned."
+            advice["copy"] = (
+                "Copying to the device dominates: keep the volumes there (data.residency=device), or take a smaller "
+                "views.base_crop_mm or fewer voxels."
+            )
         case "views":
             advice["views"] = _faster_views(setting)
         case "model" if waiting <= _NOTICED:
@@ -208,32 +217,24 @@ def _workers(needed: int, setting: Setting) -> str:
     if needed <= spare:
         return f"Set data.workers={needed}: {_named(needed)} can hide the reading behind the training step."
     return (
-        f"{needed} loader workers would hide the reading, but {setting.cores} cores leave room for {spare}: set "
+        f"{_named(needed)} would hide the reading, but {setting.cores} cores leave room for {spare}: set "
         f"data.workers={spare}, and use more cores or data.residency={'device' if setting.fits_on_device else 'host'}."
     )
 
 
-def _memory_advice(workers: int, setting: Setting) -> dict[str, str]:
-    """What does not fit: batches of loader workers in shared memory, and batches in memory at all."""
-    advice: dict[str, str] = {}
-    flying = (_PREFETCHED * workers + 1) * setting.batch_bytes
-    shared = setting.shared_memory_free
-    if workers and shared is not None and shared < flying:
-        have = f"has {in_words(shared)} free" if shared else "is missing"
-        advice["shared_memory"] = (
-            f"/dev/shm {have}, but {_named(workers)} would keep {in_words(flying)} of batches in it: start the "
-            f"container with --shm-size={math.ceil(flying * 1.25 / 1e9)}g (or --ipc=host), or set data.workers=0."
-        )
-    if setting.memory_free is not None and flying > setting.memory_free / 2:
-        advice["memory"] = (
-            f"Batches under way would take {in_words(flying)} of {in_words(setting.memory_free)} of free memory: lower "
-            "train.batch_size or data.workers, or give the job more memory."
-        )
-    return advice
+def _memory_advice(setting: Setting) -> dict[str, str]:
+    """Where batches alone take more than half of the free memory."""
+    flying = setting.batches * setting.batch_bytes
+    if setting.memory_free is None or flying <= setting.memory_free / 2:
+        return {}
+    return {
+        "memory": f"Batches under way would take {in_words(flying)} of {in_words(setting.memory_free)} of free memory: "
+        "lower train.batch_size or data.prefetch, or give the job more memory."
+    }
 
 
 def _named(workers: int) -> str:
-    return "1 loader worker" if workers == 1 else f"{workers} loader workers"
+    return "1 reading thread" if workers == 1 else f"{workers} reading threads"
 
 
 def in_words(count: int) -> str:

@@ -6,7 +6,6 @@ into views and trained on by a network that is thrown away. It takes about a giv
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -167,6 +166,7 @@ def _setting(config: PretrainConfig, batch: Batch, cache_bytes: int, machine: Ma
         torch.cuda.empty_cache()
     return Setting(
         workers=config.data.workers,
+        batches=config.data.prefetch + config.data.crops_per_read + 1,
         batch_size=config.train.batch_size,
         batch_bytes=config.train.batch_size * batch.images[0].nbytes,
         on_gpu=on_gpu,
@@ -174,5 +174,4 @@ def _setting(config: PretrainConfig, batch: Batch, cache_bytes: int, machine: Ma
         cache_bytes=cache_bytes,
         memory_free=machine.memory_free,
         device_memory_free=torch.cuda.mem_get_info(device)[0] if on_gpu else None,
-        shared_memory_free=(machine.shared_memory_free or 0) if sys.platform == "linux" else None,
     )
