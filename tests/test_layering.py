@@ -17,7 +17,7 @@ LINES = (
     ("errors",),
     ("spec",),
     ("config",),
-    ("randomness", "resampling", "distributed", "compute", "compiling"),
+    ("randomness", "resampling", "distributed", "compute", "compiling", "whole_files"),
     ("objective", "views", "backbones", "data"),
     ("weights",),
     ("training",),

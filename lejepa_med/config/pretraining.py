@@ -224,7 +224,13 @@ class TrainConfig(Frozen):
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     checkpoint_every: int = Field(500, gt=0, description="steps")
-    keep_checkpoints: int = Field(2, ge=1, description="the last k are kept")
+    keep_checkpoints: int = Field(2, ge=1, description="the last k are kept, and the best by held-out loss")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the run leaves an exponential average of the backbone's weights, e.g. 0.999; null = the last ones",
+    )
     diagnostics_every: int = Field(100, gt=0, description="steps")
 
 
