@@ -239,7 +239,9 @@ class PretrainConfig(Frozen):
 
     version: int = Field(1, description="of this file's format")
     seed: int = Field(0, description="of weights, batches and views")
-    init_from: Path | None = Field(None, description="start from these weights (run, export or file), strictly loaded")
+    init_from: Path | None = Field(
+        None, description="start from a run, an export or a file (timm/NAME: also of timm or DINOv2), strictly loaded"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()

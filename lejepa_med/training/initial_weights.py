@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from lejepa_med.backbones import Backbone
 from lejepa_med.backbones.timm2d import Timm2d
 from lejepa_med.errors import WeightsError
-from lejepa_med.weights import find_weights, load_strictly, read_tensors
+from lejepa_med.weights import find_weights, load_strictly, read_tensors, timm_names
 
 _OURS = "net."
-_CLASSIFIERS = ("head.", "fc.", "head.fc.", "classifier.", "head_dist.")
+_CLASSIFIERS = ("head.", "fc.", "classifier.")
 
 
 def load_initial_weights(backbone: Backbone, path: Path) -> None:
@@ -61,7 +61,7 @@ def _with_our_channels(backbone: Timm2d, state: dict[str, Tensor], file: Path) -
     mean, std = (weight.new_tensor(described[key])[:, None, None] for key in ("mean", "std"))
     scaled = weight / std
     changed = {f"{name}.weight": scaled.sum(1, keepdim=True) if backbone.in_channels == 1 else scaled}
-    convolution = backbone.net.get_submodule(name)
+    convolution = dict(backbone.net.named_modules()).get(name)
     if bias is not None and isinstance(convolution, nn.Conv2d) and not any(convolution.padding):
         changed[f"{name}.bias"] = bias - (scaled * mean).sum((1, 2, 3))
     return state | changed

@@ -133,9 +133,7 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(tmp_path: Path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr("lejepa_med.whole_files.os.fsync", full)
-        sentence = (
-            r"training stopped at the checkpoint of step 4: the disk is full .* checkpoint is step_2.pt; make room"
-        )
+        sentence = r"at the checkpoint of step 4: the disk is full .* checkpoint is step_2.pt; make room"
         with pytest.raises(UserError, match=sentence):
             small_run(run, train=TRAIN)
     names = {file.name for file in (run / "checkpoints").iterdir()}
