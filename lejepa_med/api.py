@@ -42,12 +42,13 @@ from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
 from lejepa_med.training.batch_views import batch_views
+from lejepa_med.training.initial_weights import load_initial_weights
 from lejepa_med.training.log import read_log
 from lejepa_med.training.loop import choose_device, train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.viz.contact_sheet import views_sheet
-from lejepa_med.weights import find_weights, load_backbone, load_strictly, read_tensors, save_backbone
+from lejepa_med.weights import load_backbone, save_backbone
 
 Progress = Callable[[str, int, int], None]
 
@@ -179,7 +180,7 @@ def run_pretraining(
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
     if config.init_from is not None:
-        load_strictly(backbone, read_tensors(find_weights(config.init_from)), str(config.init_from))
+        load_initial_weights(backbone, config.init_from)
     device = choose_device(config.train.device)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
@@ -199,7 +200,13 @@ def run_pretraining(
     (out / "STOPPED").unlink(missing_ok=True)
     if finished:
         reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, device))
-        provenance = {"patients": len(set(seen.patients)), "series": len(seen.keys), "steps": config.train.steps}
+        provenance: dict[str, int | str] = {
+            "patients": len(set(seen.patients)),
+            "series": len(seen.keys),
+            "steps": config.train.steps,
+        }
+        if config.train.ema_decay is not None:
+            provenance["weights"] = f"exponential average over steps, decay {config.train.ema_decay:g}"
         save_backbone(out / "backbone.safetensors", backbone, None if own else config.model, spec, provenance)
     (out / ("DONE" if finished else "STOPPED")).touch()
     return Run(out, finished)

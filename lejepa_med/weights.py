@@ -21,6 +21,7 @@ from lejepa_med.backbones import Backbone, build
 from lejepa_med.config import ModelConfig
 from lejepa_med.errors import WeightsError
 from lejepa_med.spec import Spec
+from lejepa_med.whole_files import whole_file, write_atomically
 
 FORMAT_VERSION = 1
 
@@ -36,9 +37,9 @@ def save_backbone(
         "provenance": {"code_version": __version__, **(provenance or {})},
     }
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.state_dict().items()}
-    temporary = file.with_name(f".{file.name}.partial")
-    safetensors.torch.save_file(state, temporary, metadata={"lejepa_med": json.dumps(description)})
-    temporary.replace(file)
+    write_atomically(
+        file, safetensors.torch.save(state, metadata={"lejepa_med": json.dumps(description)}), durable=True
+    )
 
 
 def load_backbone(path: str | Path, model: Backbone | None = None) -> Backbone:
@@ -124,9 +125,8 @@ def export(run: Path, out: Path) -> Path:
     file = find_weights(run)
     description = read_description(file)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".model.safetensors.partial"
-    shutil.copyfile(file, temporary)
-    temporary.replace(out / "model.safetensors")
+    with file.open("rb") as source, whole_file(out / "model.safetensors") as target:
+        shutil.copyfileobj(source, target)
     (out / "config.json").write_text(json.dumps(description, indent=1) + "\n")
     (out / "README.md").write_text(_model_card(description))
     return out
@@ -161,17 +161,22 @@ Not a medical device. Weights can hold traces of the scans they were trained on:
 
 def load_dinov2(backbone: Backbone, file: Path) -> None:
     """Official `.pth` or timm weights of a DINOv2 ViT into timm's definition, without the unused mask token."""
+    own = {key.removeprefix("net."): value for key, value in backbone.state_dict().items()}
     state = {key.removeprefix("backbone."): value for key, value in read_tensors(file).items()}
-    state = {f"net.{_timm_key(key)}": value for key, value in state.items() if key != "mask_token"}
-    own = backbone.state_dict()
-    if "register_tokens" in {key.removeprefix("net.") for key in state}:
-        state["net.reg_token"] = state.pop("net.register_tokens")
-    if "net.reg_token" in own and "net.pos_embed" in state:  # official files hold a class position that timm folds in
-        position = state["net.pos_embed"]
-        if position.shape[1] == own["net.pos_embed"].shape[1] + 1:
-            state["net.cls_token"] = state["net.cls_token"] + position[:, :1]
-            state["net.pos_embed"] = position[:, 1:]
-    load_strictly(backbone, state, str(file))
+    load_strictly(backbone, {f"net.{key}": value for key, value in timm_names(state, own).items()}, str(file))
+
+
+def timm_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official tensors of a ViT by timm's names; what timm calls the same stays as it is."""
+    named = {_timm_key(key): value for key, value in state.items() if key != "mask_token"}
+    if "register_tokens" in named:
+        named["reg_token"] = named.pop("register_tokens")
+    if "reg_token" in own and "pos_embed" in named:  # official files hold a class position that timm folds in
+        position = named["pos_embed"]
+        if position.shape[1] == own["pos_embed"].shape[1] + 1:
+            named["cls_token"] = named["cls_token"] + position[:, :1]
+            named["pos_embed"] = position[:, 1:]
+    return named
 
 
 def _timm_key(key: str) -> str:

@@ -68,4 +68,7 @@ def test_the_network_is_known_and_takes_the_views(file: Path) -> None:
     backbone = build(config.model.model_copy(update={"name": name, "width": 0.125}))
     assert backbone.spatial_dims == config.spatial_dims
     if "vit" in config.model.name:
-        assert all(side % 16 == 0 for side in (*config.views.global_size, *config.views.local_size))
+        assert config.inference is not None
+        patch = 14 if "patch14" in config.model.name else config.model.patch_size
+        sides = (*config.views.global_size, *config.views.local_size, *config.inference.window)
+        assert patch in (14, 16) and all(side % patch == 0 for side in sides)

@@ -17,7 +17,7 @@ LINES = (
     ("errors",),
     ("spec",),
     ("config",),
-    ("randomness", "resampling", "distributed", "compute", "compiling", "machine"),
+    ("randomness", "resampling", "distributed", "compute", "compiling", "machine", "whole_files"),
     ("objective", "views", "backbones", "data"),
     ("weights",),
     ("training",),

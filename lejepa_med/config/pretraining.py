@@ -229,7 +229,13 @@ class TrainConfig(Frozen):
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     checkpoint_every: int = Field(500, gt=0, description="steps")
-    keep_checkpoints: int = Field(2, ge=1, description="the last k are kept")
+    keep_checkpoints: int = Field(2, ge=1, description="the last k are kept, and the best by held-out loss")
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the run leaves an exponential average of the backbone's weights, e.g. 0.999; null = the last ones",
+    )
     diagnostics_every: int = Field(100, gt=0, description="steps")
 
 
@@ -238,7 +244,9 @@ class PretrainConfig(Frozen):
 
     version: int = Field(1, description="of this file's format")
     seed: int = Field(0, description="of weights, batches and views")
-    init_from: Path | None = Field(None, description="start from these weights (run, export or file), strictly loaded")
+    init_from: Path | None = Field(
+        None, description="start from a run, an export or a file (timm/NAME: also of timm or DINOv2), strictly loaded"
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()

@@ -29,11 +29,11 @@ from lejepa_med.compute import spread
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.preprocess import CODE_VERSION
 from lejepa_med.data.stored_array import StoredArray
-from lejepa_med.data.whole_files import alone, cannot_write, is_partial, whole_file
-from lejepa_med.data.whole_files import file_digest as file_digest
-from lejepa_med.data.whole_files import write_atomically as write_atomically
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
+from lejepa_med.whole_files import alone, cannot_write, is_partial, whole_file
+from lejepa_med.whole_files import file_digest as file_digest
+from lejepa_med.whole_files import write_atomically as write_atomically
 
 FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")

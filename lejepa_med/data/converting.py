@@ -25,8 +25,8 @@ from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.reading import Archive, UndecodableScanError
 from lejepa_med.data.volume import Volume
-from lejepa_med.data.whole_files import DiskError, remove_abandoned, whole_file, write_atomically
 from lejepa_med.errors import DataError
+from lejepa_med.whole_files import DiskError, remove_abandoned, whole_file, write_atomically
 
 _BATCH = 4
 _VERSION = 3

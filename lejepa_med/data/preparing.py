@@ -26,9 +26,9 @@ from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
-from lejepa_med.data.whole_files import DiskError, remove_abandoned, write_atomically
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
+from lejepa_med.whole_files import DiskError, remove_abandoned, write_atomically
 
 _BATCH = 4  # series handed to a process at a time
 _VOLUME_S = 1800.0  # a decoder that takes longer hangs

@@ -18,7 +18,7 @@ from lejepa_med.data.splits import MIN_MONITORED
 from lejepa_med.data.training_source import cache_source
 from lejepa_med.errors import DataError, UserError, WeightsError
 from lejepa_med.objective.lejepa import resolve_lam
-from lejepa_med.training.checkpoint import load_checkpoint
+from lejepa_med.training.checkpoint_file import load_checkpoint
 from lejepa_med.training.log import read_log
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.weights import load_strictly

@@ -1,65 +1,160 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are whole or not there, written while training goes on.
 
-    RUN/checkpoints/step_500.pt          everything that the next step depends on
+    RUN/checkpoints/step_500.pt          everything that the next step depends on, with config, spec and code version
     RUN/checkpoints/step_500.pt.sha256   verified before anything is loaded
     RUN/checkpoints/latest               the name of the newest one
-Written under a temporary name, flushed to disk, renamed; loaded with `weights_only=True`.
+    RUN/checkpoints/best                 the name of the one with the lowest held-out loss, and that loss
+Written under a temporary name, flushed to disk, renamed, named in `latest`; only then older ones are removed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import math
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, cast
 
 import torch
 
-from lejepa_med.errors import WeightsError
-
-FORMAT_VERSION = 1
-
-
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Saves the state after `step` steps and removes all but the last `keep` checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"step_{step}.pt"
-    temporary = folder / f".{file.name}.partial"
-    with temporary.open("wb") as stream:
-        torch.save({"format": FORMAT_VERSION, "step": step, **state}, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    _write(file.with_suffix(".pt.sha256"), _digest(temporary))
-    temporary.replace(file)
-    _write(folder / "latest", file.name)
-    old = sorted(folder.glob("step_*.pt"), key=lambda path: int(path.stem.removeprefix("step_")))[:-keep]
-    for path in old:
-        path.unlink()
-        path.with_suffix(".pt.sha256").unlink(missing_ok=True)
-    return file
+from lejepa_med._version import __version__
+from lejepa_med.errors import UserError
+from lejepa_med.training.checkpoint_file import (
+    FORMAT_VERSION,
+    Hashing,
+    State,
+    Which,
+    digest_file,
+    load_checkpoint,
+    numbered,
+    pointer,
+)
+from lejepa_med.training.host_copy import HostCopy
+from lejepa_med.training.run_identity import describe_run
+from lejepa_med.whole_files import DiskError, cannot_write, remove_abandoned, whole_file, write_atomically
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint. Raises WeightsError if there is none, or its bytes are not those that were written."""
-    latest = folder / "latest"
-    if not latest.exists():
-        raise WeightsError(f"{folder}: no checkpoint to resume from; start without --resume")
-    file = folder / latest.read_text().strip()
-    digest = file.with_suffix(".pt.sha256")
-    if not file.exists() or not digest.exists() or _digest(file) != digest.read_text().strip():
-        raise WeightsError(f"checkpoint {file}: damaged; remove it and name an older one in {latest}")
-    state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    if state["format"] > FORMAT_VERSION:
-        raise WeightsError(f"checkpoint {file}: format {state['format']} is newer than this lejepa-med; upgrade it")
-    return state
+class Checkpoints:
+    """The last `keep` checkpoints of a run, and its best. One process saves; at most one write is under way.
 
+    What went wrong while writing is raised by the next `save` or `check`, or by `close`, as one sentence that names
+    the last good checkpoint. A `with` block closes; if it ends with an error of its own, that one is raised.
+    """
 
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    temporary.write_text(text)
-    temporary.replace(file)
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.folder, self.keep = run, run / "checkpoints", keep
+        self._host = HostCopy()
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
+    def save(self, step: int, state: State, score: float | None = None) -> None:
+        """Copies the state after `step` steps and returns; it is on disk some time later, at the latest at `close`.
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        `score`: a held-out loss, lower is better; None or not a number: not scored.
+
+        Raises:
+            UserError: the one before could not be written, as when the disk is full.
+        """
+        self._finish()
+        if score is not None and not math.isfinite(score):
+            score = None
+        about = {"format": FORMAT_VERSION, "step": step, "code_version": __version__, "score": score}
+        copied = self._host.copy({**state, **about, **describe_run(self.run)})
+        self._writing = self._thread.submit(self._write, copied)
+
+    def check(self) -> None:
+        """Raises what stopped the writer, if it has already been stopped; does not wait."""
+        if self._writing is not None and self._writing.done():
+            self._finish()
+
+    def close(self) -> None:
+        """Returns when everything is on disk. Raises UserError if it is not."""
+        self._thread.shutdown()
+        self._finish()
+
+    def load(self, which: Which = "latest") -> State:
+        """The newest or best checkpoint of this run. Raises WeightsError, as `load_checkpoint` does."""
+        self._finish()
+        return load_checkpoint(self.folder, which, describe_run(self.run))
+
+    def last_good(self) -> str:
+        """The end of a sentence that says where one can go on; waits for the writer."""
+        if self._writing is not None:
+            wait([self._writing])
+        return self._last_good()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._thread.shutdown()
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _last_good(self) -> str:
+        names = pointer(self.folder, "latest")
+        return f"the last good checkpoint is {names[0]}" if names else "there is no checkpoint yet"
+
+    def _write(self, state: State) -> None:
+        self._host.wait()
+        try:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_abandoned([self.folder])
+                name = self._write_file(state).name
+                write_atomically(self.folder / "latest", name.encode(), durable=True)
+                if state["score"] is not None and state["score"] < self._best_score():
+                    write_atomically(self.folder / "best", f"{name}\n{state['score']!r}\n".encode(), durable=True)
+                self._remove_old(state["step"])
+            except OSError as error:
+                raise cannot_write(self.folder, error) from None
+        except DiskError as error:
+            raise UserError(
+                f"training stopped at the checkpoint of step {state['step']}: {error.problem}; "
+                f"{self._last_good()}; {error.remedy}, then go on with --resume"
+            ) from None
+
+    def _write_file(self, state: State) -> Path:
+        """The digest comes first: at every moment it fits the file of this name, be it the old one or the new."""
+        file = self.folder / f"step_{state['step']}.pt"
+        digest = digest_file(file)
+        replaced = digest.read_text().split() if file.exists() and digest.exists() else []
+        try:
+            with whole_file(file, durable=True) as stream:
+                hashing = Hashing(stream)
+                torch.save(state, cast(IO[bytes], hashing))
+                written = hashing.end()
+                write_atomically(digest, " ".join([written, *replaced]).encode(), durable=True)
+            if replaced:
+                write_atomically(digest, written.encode(), durable=True)
+        except BaseException:
+            if not file.exists():
+                digest.unlink(missing_ok=True)
+            raise
+        return file
+
+    def _best_score(self) -> float:
+        """Infinity while none is scored, or the best one is gone."""
+        words = pointer(self.folder, "best")
+        try:
+            return float(words[1]) if (self.folder / words[0]).exists() else math.inf
+        except (IndexError, ValueError):
+            return math.inf
+
+    def _remove_old(self, step: int) -> None:
+        """Later ones are those that a resume from an earlier one has left behind."""
+        found = numbered(self.folder)
+        kept = {file.name for file in [file for number, file in found if number <= step][-self.keep :]}
+        kept.update(pointer(self.folder, "best")[:1])
+        for _, file in found:
+            if file.name not in kept:
+                file.unlink(missing_ok=True)
+        for digest in self.folder.glob("step_*.pt.sha256"):
+            if digest.name.removesuffix(".sha256") not in kept:
+                digest.unlink(missing_ok=True)

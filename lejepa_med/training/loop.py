@@ -19,8 +19,9 @@ from lejepa_med.data.prefetch import feed
 from lejepa_med.errors import DataError, UserError
 from lejepa_med.objective import LeJEPALoss, LossParts
 from lejepa_med.training.advice import Adviser
+from lejepa_med.training.averaging import WeightAverage
 from lejepa_med.training.batch_views import batch_views
-from lejepa_med.training.checkpoint import load_checkpoint, save_checkpoint
+from lejepa_med.training.checkpoint import Checkpoints
 from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.monitor import Monitor
@@ -75,12 +76,15 @@ def train(
     crop = BatchedMultiCrop(config.views, model.backbone.in_channels)
     loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
     optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
-    start, steps = _restore(model, optimizer, run) if resume else 0, config.train.steps
+    average = WeightAverage(model.backbone, config.train.ema_decay) if config.train.ema_decay is not None else None
+    checkpoints, steps = Checkpoints(run, config.train.keep_checkpoints), config.train.steps
+    start = _restore(model, optimizer, average, checkpoints) if resume else 0
     done = start
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     monitor = Monitor(model, loss_function, config, dataset, held_out)
     batches = feed(dataset, range(start, steps), config.data, device)
-    with _naming_the_step(run, lambda: done), batches as fed, StopFlag() as stop, RunLog(run, start) as log:
+    naming = _naming_the_step(checkpoints, lambda: done)
+    with checkpoints, naming, batches as fed, StopFlag() as stop, RunLog(run, start) as log:
         advise = Adviser(config, read_log(run, "diagnostics"), warn)
         for step, batch, waited in fed:
             began = time.perf_counter()
@@ -91,9 +95,11 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
-            _require_finite(loss, grad_norm, step, batch, run)
+            _require_finite(loss, grad_norm, step, batch, checkpoints)
             lr = set_learning_rate(optimizer, learning_rate(step, steps, config.optim))
             optimizer.step()
+            if average is not None:
+                average.update(step)
 
             log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
             timing = _timing(batch, waited, time.perf_counter() - began, device)
@@ -104,49 +110,63 @@ def train(
                 log.write("diagnostics", **numbers, advice=advise(numbers))
             done, stopping = step + 1, stop.stopped  # read once: what is left is what was saved
             if done % config.train.checkpoint_every == 0 or done == steps or stopping:
-                _save(model, optimizer, run, done, config.train.keep_checkpoints)
+                _save(model, optimizer, average, checkpoints, done)
+            checkpoints.check()
             if progress is not None:
                 progress("pretrain", done, steps)
             if stopping:
                 break
+    if average is not None and done == steps:
+        average.copy_to(model.backbone)
     return done == steps
 
 
-def _save(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path, done: int, keep: int) -> None:
+def _save(
+    model: Pretrainer,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    checkpoints: Checkpoints,
+    done: int,
+) -> None:
     """Everything that the next step depends on; batches and views depend on the step's number alone."""
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-    save_checkpoint(run / "checkpoints", done, state, keep)
+    diagnostics = read_log(checkpoints.run, "diagnostics")  # from the file, so that a resumed run knows it too
+    checkpoints.save(
+        done,
+        {**state, "average": None if average is None else average.state_dict()},
+        score=diagnostics[-1].get("held_out_total") if diagnostics else None,
+    )
 
 
-def _restore(model: Pretrainer, optimizer: torch.optim.Optimizer, run: Path) -> int:
+def _restore(
+    model: Pretrainer, optimizer: torch.optim.Optimizer, average: WeightAverage | None, checkpoints: Checkpoints
+) -> int:
     """The number of steps done."""
-    state = load_checkpoint(run / "checkpoints")
+    state = checkpoints.load()
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["rng"])
+    if average is not None:
+        average.load_state_dict(state["average"] or {})
     return int(state["step"])
 
 
 @contextmanager
-def _naming_the_step(run: Path, step: Callable[[], int]) -> Iterator[None]:
+def _naming_the_step(checkpoints: Checkpoints, step: Callable[[], int]) -> Iterator[None]:
     """What is wrong with a series is told with the step that met it and what is saved; no other takes its place."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"training stopped at step {step()}: {error}; {_last_good(run)}") from None
+        raise DataError(f"training stopped at step {step()}: {error}; {checkpoints.last_good()}") from None
 
 
-def _last_good(run: Path) -> str:
-    latest = run / "checkpoints" / "latest"
-    return f"the last good checkpoint is {latest.read_text()}" if latest.exists() else "there is no checkpoint yet"
-
-
-def _require_finite(loss: LossParts, grad_norm: Tensor, step: int, batch: Batch, run: Path) -> None:
+def _require_finite(loss: LossParts, grad_norm: Tensor, step: int, batch: Batch, checkpoints: Checkpoints) -> None:
     if torch.isfinite(loss.total) and torch.isfinite(grad_norm):
         return
     series = ", ".join(batch.keys[:8]) + (", ..." if len(batch.keys) > 8 else "")
     raise UserError(
-        f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; {_last_good(run)}"
+        f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; "
+        f"{checkpoints.last_good()}"
     )
 
 

@@ -28,9 +28,9 @@ from lejepa_med.data.preparing import PrepareSummary, prepare
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
-from lejepa_med.data.whole_files import remove_abandoned, whole_file, write_atomically
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
+from lejepa_med.whole_files import remove_abandoned, whole_file, write_atomically
 
 PATIENTS = 4
 

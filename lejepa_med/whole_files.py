@@ -28,16 +28,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DiskError(DataError):
-    """A folder that cannot be written; `reason` is the sentence without the folder."""
+    """A folder that cannot be written: `problem` and `remedy`, or `reason`, a sentence; none names the folder."""
 
-    def __init__(self, folder: Path, reason: str) -> None:
+    def __init__(self, folder: Path, problem: str, remedy: str, reason: str) -> None:
         super().__init__(f"{folder}: {reason}")
-        self.reason = reason
+        self.problem, self.remedy, self.reason = problem, remedy, reason
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
     """A stream whose bytes appear under `path` at the end, all at once; after an error there is nothing.
+
+    `durable`: on the disk, also if the machine loses power now, before anything that is written later.
 
     Raises:
         DiskError: the disk is full, or the folder cannot be written.
@@ -47,16 +49,20 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         with _locked(temporary) as stream:
             yield stream
             stream.flush()
+            if durable:
+                os.fsync(stream.fileno())
             temporary.replace(path)
+        if durable:
+            _flush_names(path.parent)
     except OSError as error:
         raise cannot_write(path.parent, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, durable: bool = False) -> None:
     """A whole file or none."""
-    with whole_file(path) as stream:
+    with whole_file(path, durable) as stream:
         stream.write(content)
 
 
@@ -67,11 +73,12 @@ def cannot_write(folder: Path, error: OSError) -> DiskError:
             free = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB free, or a quota is used up"
         except OSError:
             free = "or a quota is used up"
-        return DiskError(
-            folder, f"the disk is full ({free}); what is written stays: make room and run the same command again"
-        )
-    reason = os.strerror(error.errno).lower() if error.errno else "input/output error"
-    return DiskError(folder, f"cannot be written ({reason}); change its rights, or choose another --out")
+        problem, remedy = f"the disk is full ({free})", "make room"
+        reason = f"{problem}; what is written stays: {remedy} and run the same command again"
+        return DiskError(folder, problem, remedy, reason)
+    problem = f"cannot be written ({os.strerror(error.errno).lower() if error.errno else 'input/output error'})"
+    remedy = "raise the limit on the size of files" if error.errno == errno.EFBIG else "change its rights"
+    return DiskError(folder, problem, remedy, f"{problem}; {remedy}, or choose another --out")
 
 
 def remove_abandoned(folders: Iterable[Path]) -> int:
@@ -116,6 +123,16 @@ def _locked(temporary: Path) -> Iterator[BinaryIO]:
         stream.close()
     with stream:
         yield stream
+
+
+def _flush_names(folder: Path) -> None:
+    """A renamed file is found under its new name after a loss of power; without effect where folders have no fsync."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _hidden(folder: Path) -> list[Path]:
