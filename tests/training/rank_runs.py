@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -96,12 +97,21 @@ def disturbed(out: Path, world: int, times: int, by: int, **options: Any) -> lis
     return codes
 
 
+def go_back(run: Path, out: Path) -> None:
+    """A copy of a finished run that still has its last steps before it."""
+    shutil.copytree(run, out)
+    (out / "DONE").unlink()
+    (out / "checkpoints" / "latest").write_text(f"step_{STEPS - EVERY}.pt")
+
+
 def main(folder: Path, plan: list[dict[str, Any]]) -> None:
     """Runs what the plan lists; writes the exit codes."""
     codes = {}
     for job in plan:
         job = dict(job)
         out, world = folder / job.pop("out"), job.pop("world")
+        if "from" in job:
+            go_back(folder / job.pop("from"), out)
         by, times = job.pop("by", None), job.pop("times", 0)
         if by is None:
             codes[out.name] = whole(out, world, **job)

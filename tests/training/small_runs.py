@@ -39,15 +39,17 @@ NAN_PASSES = tuple(2 * step + part for step in NAN_STEPS for part in (1, 2))
 
 
 class Patterns(torch.utils.data.Dataset[Tensor]):
-    """Smooth random volumes; `patients[i]` alone decides how volume i looks, but for a little noise."""
+    """Smooth random volumes; `patients[i]` alone decides volume i, but for noise. `poison` is NaN."""
 
-    def __init__(self, patients: list[str]) -> None:
-        self.patients = patients
+    def __init__(self, patients: list[str], poison: int | None = None) -> None:
+        self.patients, self.poison = patients, poison
 
     def __len__(self) -> int:
         return len(self.patients)
 
     def __getitem__(self, index: int) -> Tensor:
+        if index == self.poison:
+            return torch.full((1, 10, 10, 10), torch.nan)
         number = sorted(set(self.patients)).index(self.patients[index])
         coarse = torch.rand(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(number))
         noise = torch.rand(1, 10, 10, 10, generator=torch.Generator().manual_seed(10_000 + index))
@@ -99,7 +101,8 @@ def settings(**changes: Any) -> PretrainConfig:
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
     """A run on `patients` with `scans` volumes each; `warn` and `resume` are handed on."""
     extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
+    poison = changes.pop("poison", None)
     names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
     torch.manual_seed(0)
-    source = DatasetSource(Patterns(names), names)
+    source = DatasetSource(Patterns(names, poison), names)
     return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)

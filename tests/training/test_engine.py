@@ -54,16 +54,23 @@ def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
     folder = tmp_path_factory.mktemp("ranks")
+    slow = {"lr": 1e-3}  # AdamW turns rounding of small gradients into steps of this size: at 3e-3 losses drift by 3e-5
     jobs: list[dict[str, Any]] = [
-        {"out": f"{norm} on {world}", "world": world, "kind": norm} for norm in ("healthy", "group") for world in (1, 2)
+        {"out": f"{norm} on {world}", "world": world, "kind": norm, "optim": slow}
+        for norm in ("healthy", "group")
+        for world in (1, 2)
     ]
-    fsdp = {"world": 2, "train": {"parallel": "fsdp"}}
+    fsdp = {"world": 2, "optim": slow, "train": {"parallel": "fsdp"}}
     jobs.append({"out": "fsdp", "kind": "healthy", **fsdp})
     jobs.append({"out": "fsdp stopped", "kind": "healthy", **fsdp, "by": "SIGTERM", "times": 1})
+    for out, source, world in (("one to two", "healthy on 1", 2), ("fsdp to one", "fsdp", 1)):
+        moved = {"out": out, "from": source, "world": world, "kind": "healthy", "optim": slow}
+        jobs.append(moved | {"resume": True, "train": {"parallel": "ddp"}})
     for name, parallel in (("ddp nan", "ddp"), ("fsdp nan", "fsdp")):
         train = {"parallel": parallel, "on_nan": "skip", "checkpoint_every": 1, "keep_checkpoints": 30, "steps": 7}
         jobs.append({"out": name, "world": 2, "kind": "nan", "train": train})
     jobs.append({"out": "nan stop", "world": 2, "kind": "nan"})
+    jobs += [{"out": f"poison {item}", "world": 2, "poison": item, "train": {"steps": 6}} for item in range(2)]
     jobs.append({"out": "used", "world": 2})
     (folder / "used").mkdir()
     (folder / "used" / "something").touch()
@@ -89,8 +96,11 @@ def test_two_ranks_are_one_process(ranks: Ranks, norm: str) -> None:
     assert codes[f"{norm} on 2"] == [0, 0]
     curves_agree(folder / f"{norm} on 1", folder / f"{norm} on 2")
     one, two = (read_log(folder / f"{norm} on {world}", "diagnostics")[-1] for world in (1, 2))
-    for key in ("samples", "n_eff", "batchnorm_batch", "feature_rank", "sigreg_relative", "grad_norm_backbone"):
-        assert one.get(key) == pytest.approx(two.get(key), rel=1e-3), key
+    assert one.keys() == two.keys()
+    for key in {"samples", "n_eff", "batchnorm_batch", "feature_rank", "sigreg_relative", "grad_norm_backbone"} & set(
+        one
+    ):
+        assert one[key] == pytest.approx(two[key], rel=1e-3), key
 
 
 def test_shards_are_replicas(ranks: Ranks) -> None:
@@ -99,9 +109,20 @@ def test_shards_are_replicas(ranks: Ranks) -> None:
     curves_agree(folder / "healthy on 2", folder / "fsdp")
     assert bits(folder / "fsdp stopped") == bits(folder / "fsdp")
     one, other = (torch.load(folder / run / "checkpoints" / "step_24.pt") for run in ("healthy on 1", "fsdp"))
-    for key, value in one["model"].items():
+    # A bias before BatchNorm changes nothing but the running mean; AdamW makes steps of the rounding of its gradient.
+    free = ("backbone.conv.bias", "backbone.norm.running_mean")
+    for key in one["model"].keys() - free:
+        value = one["model"][key]
         torch.testing.assert_close(other["model"][key], value, rtol=1e-4, atol=1e-5)
     assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
+
+
+@pytest.mark.parametrize("moved", ["one to two", "fsdp to one"])
+def test_a_run_moves_to_another_number_of_ranks(ranks: Ranks, moved: str) -> None:
+    folder, codes = ranks
+    assert set(codes[moved]) == {0}
+    curves_agree(folder / "healthy on 1", folder / moved)
+    assert (folder / moved / "DONE").exists()
 
 
 def states(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -138,6 +159,19 @@ def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
         assert words in (folder / f"{run}.rank0").read_text()
         assert (folder / f"{run}.rank1").read_text() == ""
     assert [path.name for path in (folder / "used").iterdir()] == ["something"]
+
+
+def test_a_scan_that_one_rank_cannot_use_ends_all(ranks: Ranks) -> None:
+    """Whichever rank meets it, at the start or on the way: no hang, and one sentence."""
+    folder, codes = ranks
+    for item in range(2):
+        assert codes[f"poison {item}"] == [2, 2]
+        said = (folder / f"poison {item}.rank0").read_text()
+        assert f"series item {item}: NaN or infinite values" in said and said.count("\n") == 1
+        assert (folder / f"poison {item}.rank1").read_text() == ""
+        if (folder / f"poison {item}").exists():
+            lines = read_log(folder / f"poison {item}", "metrics")
+            assert said.startswith(f"training stopped at step {len(lines)}: ") and len(lines) > 0
 
 
 def test_a_skipped_step_changes_nothing(tmp_path: Path) -> None:
