@@ -38,7 +38,7 @@ from lejepa_med.data.residency import placed_source
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size, build_sampler, cache_source
 from lejepa_med.distributed import alone, join_ranks, num_ranks, rank, together
-from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
@@ -48,6 +48,7 @@ from lejepa_med.training.log import read_log
 from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
+from lejepa_med.training.run_folder import check_folder
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.viz.contact_sheet import views_sheet
 from lejepa_med.weights import find_weights, load_backbone, load_strictly, read_tensors, save_backbone
@@ -231,7 +232,7 @@ def _set_up(
     resume: bool,
     speech: Speech,
 ) -> _Job:
-    _check_folder(out, config, resume)
+    check_folder(out, config, resume)
     if config.train.batch_size < num_ranks():
         raise UserError(f"train.batch_size {config.train.batch_size}: too small for {num_ranks()} ranks")
     size = base_size(config, source)
@@ -285,47 +286,6 @@ def step_datasets(
     # Always the same batch size and seed, whatever the run's: held-out losses of runs are then comparable.
     sampler = StepSampler(aside.patients, len(set(aside.patients)), 0, aside.groups)
     return trained, StepDataset(aside, sampler, size, seed=0)
-
-
-def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
-    """The run directory must be free, or the one to resume."""
-    file = out / "config.yaml"
-    if resume:
-        if not file.exists():
-            raise DataError(f"run {out}: nothing to resume there")
-        before, now = load_config(PretrainConfig, file), config
-        movable = {
-            "workers",
-            "prefetch",
-            "residency",
-            "verify",
-            "cache",
-            "device",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "parallel",
-            "on_nan",
-            "max_skips",
-        }
-        changed = [
-            key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable
-        ]
-        if changed:
-            raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in now:
-        old, new = before.get(key), now[key]
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}")
-    return found
 
 
 def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:
