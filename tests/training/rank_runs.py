@@ -23,7 +23,7 @@ from small_runs import small_run
 from lejepa_med.errors import UserError
 
 CONTEXT = multiprocessing.get_context("fork")
-STEPS, EVERY = 24, 3
+STEPS, EVERY, APART = 30, 3, 6
 LIMIT_S = 300
 
 
@@ -79,10 +79,13 @@ def steps_written(out: Path) -> int:
 def disturbed(out: Path, world: int, times: int, by: int, **options: Any) -> list[int]:
     """A run that is killed (all ranks) or stopped (a signal to one of them) some times on its way, and resumed.
 
-    Returns the exit codes of the runs that were stopped. Moments are drawn, each behind the first checkpoint.
+    Returns the exit codes of the runs that were stopped. Moments are drawn, so far apart that every run
+    makes steps of its own.
     """
     draw, codes = random.Random(times + world), []
-    for moment in sorted(draw.sample(range(EVERY + 1, STEPS - 4), times)):
+    steps = options.get("train", {}).get("steps", STEPS)
+    for place in sorted(draw.sample(range(1, steps // APART - 1), times)):
+        moment = APART * place + draw.randrange(EVERY)
         ranks = launch(out, world, options | {"resume": (out / "config.yaml").exists()})
         deadline = time.monotonic() + LIMIT_S
         while steps_written(out) < moment and time.monotonic() < deadline and ranks[0].is_alive():

@@ -36,7 +36,8 @@ def bits(run: Path) -> dict[str, bytes]:
     [(1, 3), (2, 1), pytest.param(1, 10, marks=pytest.mark.long), pytest.param(2, 10, marks=pytest.mark.long)],
 )
 def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world: int, times: int) -> None:
-    base: dict[str, Any] = {"world": world, "kind": "dropout"}
+    steps = rank_runs.STEPS if times <= 3 else 80
+    base: dict[str, Any] = {"world": world, "kind": "dropout", "train": {"steps": steps}}
     codes = execute(
         tmp_path,
         {"out": "whole", **base},
@@ -46,7 +47,7 @@ def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world:
     assert codes["whole"] == [0] * world
     assert codes["stopped"] == [0] * world * times, "a stop is no failure, on no rank"
     expected = bits(tmp_path / "whole")
-    assert len(read_log(tmp_path / "whole", "metrics")) == rank_runs.STEPS
+    assert len(read_log(tmp_path / "whole", "metrics")) == steps
     assert bits(tmp_path / "killed") == expected
     assert bits(tmp_path / "stopped") == expected
 
@@ -108,7 +109,9 @@ def test_shards_are_replicas(ranks: Ranks) -> None:
     assert codes["fsdp"] == [0, 0]
     curves_agree(folder / "healthy on 2", folder / "fsdp")
     assert bits(folder / "fsdp stopped") == bits(folder / "fsdp")
-    one, other = (torch.load(folder / run / "checkpoints" / "step_24.pt") for run in ("healthy on 1", "fsdp"))
+    one, other = (
+        torch.load(folder / run / "checkpoints" / f"step_{rank_runs.STEPS}.pt") for run in ("healthy on 1", "fsdp")
+    )
     # A bias before BatchNorm changes nothing but the running mean; AdamW makes steps of the rounding of its gradient.
     free = ("backbone.conv.bias", "backbone.norm.running_mean")
     for key in one["model"].keys() - free:
