@@ -23,7 +23,7 @@ from torch import Tensor
 from lejepa_med.backbones import build
 from lejepa_med.config import PretrainConfig, load_config, validate
 from lejepa_med.objective import LeJEPALoss
-from lejepa_med.training.loop import choose_device, uses_bf16
+from lejepa_med.training.devices import choose_device, uses_bf16
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.optimizer import build_optimizer
 from lejepa_med.views import BatchedMultiCrop

@@ -7,7 +7,7 @@ RUN/backbone.safetensors  and DONE, or STOPPED
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,15 +37,19 @@ from lejepa_med.data.reading import read_any
 from lejepa_med.data.residency import placed_source
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.data.training_source import base_size, build_sampler, cache_source
-from lejepa_med.errors import ConfigError, DataError, OutputExistsError, UserError
+from lejepa_med.distributed import alone, join_ranks, num_ranks, rank, together
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
 from lejepa_med.training.batch_views import batch_views
+from lejepa_med.training.devices import choose_device, deterministic_kernels
 from lejepa_med.training.initial_weights import load_initial_weights
 from lejepa_med.training.log import read_log
-from lejepa_med.training.loop import choose_device, train
+from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
+from lejepa_med.training.parallel import whole
+from lejepa_med.training.run_folder import check_folder
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.viz.contact_sheet import views_sheet
 from lejepa_med.weights import load_backbone, save_backbone
@@ -169,47 +173,110 @@ def run_pretraining(
     progress: Progress | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Run:
-    """One run from a config to a run directory; nothing is written before data, weights and settings fit."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks > 1:
-        raise UserError(
-            f"pretrain: started on {ranks} ranks, but this version trains in one; start it without torchrun"
+    """One run from a config to a run directory; nothing is written before data, weights and settings fit.
+
+    Under torchrun every rank calls it with the same arguments. The first one writes and speaks; what is wrong on any
+    ends all, before anything is written.
+    """
+    device = choose_device(config.train.device)
+    with join_ranks(device), deterministic_kernels(config.train.deterministic):
+        if rank() > 0:
+            progress = warn = None
+        with together():
+            job = _set_up(config, source, preprocess, out, own, resume, Speech(progress, warn))
+        with together():
+            if rank() == 0:
+                _write_start(config, job, out)
+        plain = copy.deepcopy(job.backbone) if config.train.parallel == "fsdp" and num_ranks() > 1 else job.backbone
+        finished = train(
+            job.model, job.dataset, config, out, held_out=job.held_out, resume=resume, progress=progress, warn=warn
         )
-    _check_folder(out, config, resume)
+        with together():
+            if finished:
+                with alone():  # all ranks alike: a model in shards needs them all
+                    reestimate_batchnorm(job.backbone, inference_batches(job.seen, job.spec.inference, device))
+                if plain is not job.backbone:
+                    plain.load_state_dict(whole(job.backbone.state_dict()))
+            if rank() == 0:
+                _write_end(config, job, out, plain if finished else None, own is not None)
+    return Run(out, finished)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Whom a run tells how far it is, and what it advises; rank 0 only."""
+
+    progress: Progress | None
+    warn: Callable[[str], None] | None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a run is made of, checked: nothing of it is on disk yet."""
+
+    backbone: Backbone
+    model: Pretrainer
+    spec: Spec
+    seen: Source
+    record: Any
+    dataset: StepDataset
+    held_out: StepDataset | None
+    views: list[torch.Tensor]
+
+
+def _set_up(
+    config: PretrainConfig,
+    source: Source,
+    preprocess: PreprocessSpec | None,
+    out: Path,
+    own: Backbone | None,
+    resume: bool,
+    speech: Speech,
+) -> _Job:
+    check_folder(out, config, resume)
+    if config.train.batch_size < num_ranks():
+        raise UserError(f"train.batch_size {config.train.batch_size}: too small for {num_ranks()} ranks")
+    if config.train.ema_decay is not None and config.train.parallel == "fsdp" and num_ranks() > 1:
+        raise UserError("train.ema_decay: weights in shards are not averaged; use train.parallel: ddp, or null")
     size = base_size(config, source)
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
     if config.init_from is not None:
         load_initial_weights(backbone, config.init_from)
-    device = choose_device(config.train.device)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
     record = record_of(seen, config.init_from)
     if resume:
         require_same_series(out, record)
-    source = placed_source(config, source, device, progress, warn)
+    source = placed_source(config, source, choose_device(config.train.device), speech.progress, speech.warn)
     dataset, held_out = step_datasets(config, source, size)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     views = _first_views(config, dataset, backbone.in_channels)
+    return _Job(backbone, model, spec, seen, record, dataset, held_out, views)
+
+
+def _write_start(config: PretrainConfig, job: _Job, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    _write_sheet(config, views, out / "views.png")
+    _write_sheet(config, job.views, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
-    (out / "spec.yaml").write_text(dump_yaml(spec))
-    write_record(out, record)
-    finished = train(model, dataset, config, out, held_out=held_out, resume=resume, progress=progress, warn=warn)
+    (out / "spec.yaml").write_text(dump_yaml(job.spec))
+    write_record(out, job.record)
+
+
+def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone | None, is_own: bool) -> None:
+    """`trained` is None for a run that was stopped."""
     (out / "STOPPED").unlink(missing_ok=True)
-    if finished:
-        reestimate_batchnorm(backbone, inference_batches(seen, spec.inference, device))
+    if trained is not None:
         provenance: dict[str, int | str] = {
-            "patients": len(set(seen.patients)),
-            "series": len(seen.keys),
+            "patients": len(set(job.seen.patients)),
+            "series": len(job.seen.keys),
             "steps": config.train.steps,
         }
         if config.train.ema_decay is not None:
             provenance["weights"] = f"exponential average over steps, decay {config.train.ema_decay:g}"
-        save_backbone(out / "backbone.safetensors", backbone, None if own else config.model, spec, provenance)
-    (out / ("DONE" if finished else "STOPPED")).touch()
-    return Run(out, finished)
+        model = None if is_own else config.model
+        save_backbone(out / "backbone.safetensors", trained, model, job.spec, provenance)
+    (out / ("STOPPED" if trained is None else "DONE")).touch()
 
 
 def step_datasets(
@@ -217,50 +284,13 @@ def step_datasets(
 ) -> tuple[StepDataset, StepDataset | None]:
     """Batches by step of the patients to train on, and of those kept aside for the held-out loss."""
     seen, aside = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
-    trained = StepDataset(seen, build_sampler(config, seen), size, config.seed, config.data.crops_per_read)
+    share = rank(), num_ranks()
+    trained = StepDataset(seen, build_sampler(config, seen), size, config.seed, config.data.crops_per_read, share)
     if aside is None:
         return trained, None
     # Always the same batch size and seed, whatever the run's: held-out losses of runs are then comparable.
     sampler = StepSampler(aside.patients, len(set(aside.patients)), 0, aside.groups)
     return trained, StepDataset(aside, sampler, size, seed=0)
-
-
-def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
-    """The run directory must be free, or the one to resume."""
-    file = out / "config.yaml"
-    if resume:
-        if not file.exists():
-            raise DataError(f"run {out}: nothing to resume there")
-        before, now = load_config(PretrainConfig, file), config
-        movable = {
-            "workers",
-            "prefetch",
-            "residency",
-            "verify",
-            "cache",
-            "device",
-            "checkpoint_every",
-            "keep_checkpoints",
-        }
-        changed = [
-            key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable
-        ]
-        if changed:
-            raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for key in now:
-        old, new = before.get(key), now[key]
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}")
-    return found
 
 
 def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Source) -> InferenceSpec:

@@ -22,7 +22,7 @@ import torch
 from lejepa_med.data.dicom.decoders import SYNTAXES, try_decoders
 from lejepa_med.machine import Machine, examine, free_bytes
 from lejepa_med.training.bottleneck import in_words
-from lejepa_med.training.loop import cpu_has_fast_bf16
+from lejepa_med.training.devices import cpu_has_fast_bf16
 
 State = Literal["ok", "warn", "fails", "note"]
 

@@ -10,6 +10,7 @@ from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.training_source import base_size
+from lejepa_med.distributed import rank
 from lejepa_med.errors import UserError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -48,6 +49,8 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     run = api.run_pretraining(
         config, source, preprocess, options.out, resume=options.resume, progress=progress, warn=progress.note
     )
+    if rank() > 0:
+        raise SystemExit(0)  # the first rank speaks for all
     advice = {item.code: item.sentence for item in run.advice()}
     if run.finished:
         lines = [f"run: {run.path}", f"weights: {run.path / 'backbone.safetensors'}"]

@@ -228,6 +228,19 @@ class TrainConfig(Frozen):
     )
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several ranks: ddp keeps the model on each, fsdp a shard of it (models too large for one)"
+    )
+    on_nan: Literal["stop", "skip"] = Field(
+        "stop", description="loss or gradient not finite: stop, or leave the step out and go on"
+    )
+    max_skips: int = Field(10, ge=0, description="on_nan: skip: one more of these steps stops the run")
+    channels_last: bool = Field(False, description="channels last in memory: convolutions in bf16 on a GPU like it")
+    compile: bool = Field(False, description="torch.compile of the backbone: minutes at the start, faster steps")
+    activation_checkpointing: bool = Field(
+        False, description="ViTs: blocks run again in the backward pass; a third more time, far less memory"
+    )
+    deterministic: bool = Field(False, description="only kernels that repeat to the bit on a GPU; slower")
     checkpoint_every: int = Field(500, gt=0, description="steps")
     keep_checkpoints: int = Field(2, ge=1, description="the last k are kept, and the best by held-out loss")
     ema_decay: float | None = Field(

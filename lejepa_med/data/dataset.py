@@ -41,7 +41,8 @@ class Sampler(Protocol):
 class Batch:
     """Base crops `images` `[sample, channel, *spatial]` as prepared; `patients` holds one number per patient.
 
-    `slice_axis` is -1 where the axis of acquisition is not known.
+    `slice_axis` is -1 where the axis of acquisition is not known; `first_position` is the place of the first sample in
+    the global batch, of which a rank holds a part.
     """
 
     images: Tensor
@@ -51,6 +52,7 @@ class Batch:
     patients: list[int]
     sequences: list[str]
     slice_axis: Int[Tensor, " sample"]
+    first_position: int = 0
 
     def pin_memory(self) -> Batch:
         return replace(self, images=self.images.pin_memory())
@@ -76,14 +78,21 @@ Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 class StepDataset(torch.utils.data.Dataset[Batch]):
     """`dataset[step]` is the batch of that step: base crops of `size` voxels at random places, padded with air.
 
-    `crops_per_read` consecutive steps see the same scans at other places.
+    `crops_per_read` consecutive steps see the same scans at other places. `share` is (rank, number of ranks): each rank
+    gets its samples of the same global batch and opens no others.
     """
 
     def __init__(
-        self, source: Source, sampler: Sampler, size: tuple[int, ...], seed: int, crops_per_read: int = 1
+        self,
+        source: Source,
+        sampler: Sampler,
+        size: tuple[int, ...],
+        seed: int,
+        crops_per_read: int = 1,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.source, self.sampler, self.size, self.seed = source, sampler, size, seed
-        self.crops_per_read = crops_per_read
+        self.crops_per_read, self.share = crops_per_read, share
         self._codes = {patient: code for code, patient in enumerate(sorted(set(source.patients)))}
 
     def __getitem__(self, step: int) -> Batch:
@@ -96,7 +105,18 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
 
     def batches(self, steps: Sequence[int], spread: Mapper = map, pin: bool = False) -> list[Batch]:
         """Batches of steps that share their scans, each scan read once; `spread` may do several at a time."""
-        return self._cut(self.sampler.batch(steps[0] // self.crops_per_read), steps, 0, spread, pin)
+        chosen = self.sampler.batch(steps[0] // self.crops_per_read)
+        mine = self.share_of(len(chosen))
+        return self._cut(chosen[mine], steps, mine.start, spread, pin)
+
+    def share_of(self, samples: int) -> slice:
+        """The places of a global batch that belong to this rank; shares differ by one sample at most."""
+        rank, ranks = self.share
+        return slice(samples * rank // ranks, samples * (rank + 1) // ranks)
+
+    def keys_of(self, step: int) -> list[str]:
+        """The series of the global batch of a step."""
+        return [self.source.keys[item] for item in self.sampler.batch(step // self.crops_per_read)]
 
     def gather(self, chosen: Sequence[int], step: int, first_position: int = 0) -> Batch:
         """Base crops of the items `chosen`, at the places that `step` and their position in its batch decide."""
@@ -113,7 +133,7 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
         placed = list(spread(place, range(first, first + len(chosen))))
         if isinstance(placed[0][0].item.voxels, Tensor):
             spread = map  # a device does the work, and its stream is that of this thread
-        batches = [self._empty([crops[number] for crops in placed], chosen, pin) for number in range(len(steps))]
+        batches = [self._empty([crops[number] for crops in placed], chosen, first, pin) for number in range(len(steps))]
 
         def fill(sample: int) -> None:
             fill_crops(placed[sample], [batch.images[sample] for batch in batches])
@@ -121,7 +141,7 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
         list(spread(fill, range(len(chosen))))
         return batches
 
-    def _empty(self, crops: list[Crop], chosen: Sequence[int], pin: bool) -> Batch:
+    def _empty(self, crops: list[Crop], chosen: Sequence[int], first: int, pin: bool) -> Batch:
         """A batch whose images are to be filled in."""
         items = [crop.item for crop in crops]
         for item in items:
@@ -142,6 +162,7 @@ class StepDataset(torch.utils.data.Dataset[Batch]):
             patients=[self._codes[self.source.patients[index]] for index in chosen],
             sequences=[item.sequence for item in items],
             slice_axis=torch.tensor([item.slice_axis for item in items]),
+            first_position=first,
         )
 
 

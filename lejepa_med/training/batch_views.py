@@ -10,8 +10,8 @@ from lejepa_med.views import BatchedMultiCrop, SampleFacts
 
 
 def batch_views(
-    crop: BatchedMultiCrop, batch: Batch, key: tuple[int | str, ...], first_position: int = 0
+    crop: BatchedMultiCrop, batch: Batch, key: tuple[int | str, ...]
 ) -> list[Float[Tensor, "view sample channel ..."]]:
     """Global and local views, where the images are. Raises DataError, naming a series that none can be cut from."""
     facts = SampleFacts(keys=batch.keys, sequences=batch.sequences, slice_axis=batch.slice_axis)
-    return crop(batch.images, batch.spacing_mm, batch.is_ct, key, first_position, facts)
+    return crop(batch.images, batch.spacing_mm, batch.is_ct, key, batch.first_position, facts)

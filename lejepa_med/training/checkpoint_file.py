@@ -18,7 +18,7 @@ from lejepa_med.errors import WeightsError
 from lejepa_med.training.run_identity import other_run
 from lejepa_med.whole_files import file_digest
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 State = dict[str, Any]
 Which = Literal["latest", "best"]
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -160,5 +160,10 @@ def _from_1(state: State) -> State:
     return {**state, **new, "format": 2}
 
 
-_UPGRADES: dict[int, Callable[[State], State]] = {1: _from_1}
+def _from_2(state: State) -> State:
+    """Format 2 was of one rank: it had the random state of the CPU, not a list of those of all ranks."""
+    return {**state, "rng": [{"cpu": state["rng"]}], "format": 3}
+
+
+_UPGRADES: dict[int, Callable[[State], State]] = {1: _from_1, 2: _from_2}
 """From a format to the next one."""

@@ -28,7 +28,7 @@ from lejepa_med.training.data_path_stages import (
     measure_storage,
     measure_training,
 )
-from lejepa_med.training.loop import choose_device
+from lejepa_med.training.devices import choose_device
 
 _VOLUMES = 32  # that are looked at
 _LOADED = 8  # volumes of a batch that is read for measuring

@@ -23,7 +23,7 @@ from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.errors import DataError
 from lejepa_med.objective import LeJEPALoss
 from lejepa_med.training.bottleneck import Stage
-from lejepa_med.training.loop import choose_device, uses_bf16
+from lejepa_med.training.devices import choose_device, uses_bf16
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.optimizer import build_optimizer
 from lejepa_med.views import BatchedMultiCrop

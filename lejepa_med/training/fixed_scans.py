@@ -40,7 +40,7 @@ class FixedScans:
         first = 0
         for rows in torch.tensor_split(torch.arange(len(self.chosen)), self.groups):
             batch = self.dataset.gather([self.chosen[row] for row in rows.tolist()], 0, first)
-            yield batch_views(self.crop, batch.to(device), ("diagnostics",), first)
+            yield batch_views(self.crop, batch.to(device), ("diagnostics",))
             first += len(rows)
 
 

@@ -1,55 +1,40 @@
-"""The training loop of LeJEPA, written out: views, one forward pass per view size, one loss, one step."""
+"""The training loop of LeJEPA, written out: views, one forward pass per view size, one loss, one step.
+
+One process or many ranks (torchrun): each has its samples of the same global batch, and the loss is that of all.
+"""
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch, StepDataset
-from lejepa_med.data.prefetch import feed
+from lejepa_med.data.prefetch import Fed, feed
+from lejepa_med.distributed import end_together, gather_objects, rank, together
 from lejepa_med.errors import DataError, UserError
-from lejepa_med.objective import LeJEPALoss, LossParts
+from lejepa_med.objective import LeJEPALoss
 from lejepa_med.training.advice import Adviser
-from lejepa_med.training.averaging import WeightAverage
 from lejepa_med.training.batch_views import batch_views
-from lejepa_med.training.checkpoint import Checkpoints
+from lejepa_med.training.devices import choose_device, peak_memory, uses_bf16
 from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.monitor import Monitor
 from lejepa_med.training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from lejepa_med.training.parallel import clip_gradients, distribute
+from lejepa_med.training.speed import tune
+from lejepa_med.training.state import TrainingState
+from lejepa_med.training.step_record import RunningStatistics, StepRecord, update_if_finite
+from lejepa_med.training.stopping import StopFlag, until_stopped
 from lejepa_med.views import BatchedMultiCrop
-
-
-@dataclass
-class StopFlag:
-    """Set by SIGTERM or SIGINT; read at the end of each step."""
-
-    stopped: bool = False
-    _previous: dict[int, Any] = field(default_factory=dict)
-
-    def __enter__(self) -> StopFlag:
-        try:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._stop)
-        except ValueError:  # not the main thread: a notebook's kernel handles its own signals
-            self._previous.clear()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _stop(self, *_: object) -> None:
-        self.stopped = True
 
 
 def train(
@@ -71,140 +56,115 @@ def train(
         DataError: a series is damaged, or no view can be cut from it.
         UserError: the loss is not finite. Both name the step, the series and the last good checkpoint.
     """
-    device = choose_device(config.train.device)
+    device, steps = choose_device(config.train.device), config.train.steps
     model = model.to(device).train()
+    tune(model.backbone, config.train)
+    network = distribute(model, config.train)
     crop = BatchedMultiCrop(config.views, model.backbone.in_channels)
     loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
     optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
-    average = WeightAverage(model.backbone, config.train.ema_decay) if config.train.ema_decay is not None else None
-    checkpoints, steps = Checkpoints(run, config.train.keep_checkpoints), config.train.steps
-    start = _restore(model, optimizer, average, checkpoints) if resume else 0
-    done = start
+    state = TrainingState(model, optimizer, config, run)
+    done = saved = start = state.restore() if resume else state.begin()
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     monitor = Monitor(model, loss_function, config, dataset, held_out)
+    statistics = RunningStatistics(model, wanted=config.train.on_nan == "skip")
     batches = feed(dataset, range(start, steps), config.data, device)
-    naming = _naming_the_step(checkpoints, lambda: done)
-    with checkpoints, naming, batches as fed, StopFlag() as stop, RunLog(run, start) as log:
-        advise = Adviser(config, read_log(run, "diagnostics"), warn)
-        for step, batch, waited in fed:
-            began = time.perf_counter()
-            views = batch_views(crop, batch, ("views", config.seed, step))
-            with autocast:
-                features, projections = model(views)
-            loss = loss_function(projections, config.views.num_global, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm or float("inf"))
-            _require_finite(loss, grad_norm, step, batch, checkpoints)
-            lr = set_learning_rate(optimizer, learning_rate(step, steps, config.optim))
-            optimizer.step()
-            if average is not None:
-                average.update(step)
-
-            log.write("metrics", step=step, **loss.numbers(), lr=lr, grad_norm=float(grad_norm))
-            timing = _timing(batch, waited, time.perf_counter() - began, device)
-            log.write("timing", step=step, **timing, residency=dataset.source.where)
-            if step % config.train.diagnostics_every == 0 or step == steps - 1:
+    naming = _naming_the_step(state, lambda: done)
+    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start) as log:
+        advise = Adviser(config, log.read("diagnostics"), warn)
+        ready = _with_views(fed, crop, config.seed, state.check)
+        with StepRecord(config.train, _skips(log), log.write, partial(_fail, dataset, state)) as record:
+            for step, batch, views, waited in until_stopped(ready, stop):
+                began = time.perf_counter()
+                statistics.keep()
                 with autocast:
-                    numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
-                log.write("diagnostics", **numbers, advice=advise(numbers))
-            done, stopping = step + 1, stop.stopped  # read once: what is left is what was saved
-            if done % config.train.checkpoint_every == 0 or done == steps or stopping:
-                _save(model, optimizer, average, checkpoints, done)
-            checkpoints.check()
-            if progress is not None:
-                progress("pretrain", done, steps)
-            if stopping:
-                break
-    if average is not None and done == steps:
-        average.copy_to(model.backbone)
+                    features, projections = network(views)
+                loss = loss_function(projections, config.views.num_global, step)
+                optimizer.zero_grad(set_to_none=True)
+                loss.total.backward()
+                grad_norm = clip_gradients(model, config.optim.clip_norm)
+                lr = set_learning_rate(optimizer, learning_rate(step, steps, config.optim))
+                finite = update_if_finite(optimizer, loss, grad_norm)
+                statistics.put_back(unless=finite)
+                state.average(step)
+                record.add(step, loss, grad_norm, lr)
+
+                timing = _timing(config, waited, time.perf_counter() - began, device)
+                log.write("timing", step=step, **timing, residency=dataset.source.where)
+                due = step % config.train.diagnostics_every == 0 or step == steps - 1
+                if due and not record.settle():
+                    with autocast, together():
+                        numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
+                    log.write("diagnostics", **numbers, advice=advise(numbers))
+                done = step + 1
+                if done % config.train.checkpoint_every == 0:
+                    record.settle()
+                    saved = state.save(done)
+                if progress is not None:
+                    progress("pretrain", done, steps)
+        if done > saved:
+            state.save(done)
+    if done == steps:
+        state.finish()
     return done == steps
 
 
-def _save(
-    model: Pretrainer,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None,
-    checkpoints: Checkpoints,
-    done: int,
-) -> None:
-    """Everything that the next step depends on; batches and views depend on the step's number alone."""
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-    diagnostics = read_log(checkpoints.run, "diagnostics")  # from the file, so that a resumed run knows it too
-    checkpoints.save(
-        done,
-        {**state, "average": None if average is None else average.state_dict()},
-        score=diagnostics[-1].get("held_out_total") if diagnostics else None,
-    )
+Ready = tuple[int, Batch, list[Float[Tensor, "view sample channel ..."]], float]
+"""A step, its batch, the views of it, and the seconds that the loop waited for the batch."""
 
 
-def _restore(
-    model: Pretrainer, optimizer: torch.optim.Optimizer, average: WeightAverage | None, checkpoints: Checkpoints
-) -> int:
-    """The number of steps done."""
-    state = checkpoints.load()
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
-    if average is not None:
-        average.load_state_dict(state["average"] or {})
-    return int(state["step"])
+def _with_views(fed: Iterable[Fed], crop: BatchedMultiCrop, seed: int, check: Callable[[], None]) -> Iterator[Ready]:
+    """`check` raises what else ends the run: from here, an error of one rank reaches all."""
+    for step, batch, waited in fed:
+        check()
+        yield step, batch, batch_views(crop, batch, ("views", seed, step)), waited
+
+
+class _Log:
+    """The record of the run on the first rank; the others write nothing and read nothing."""
+
+    def __init__(self, run: Path, log: RunLog | None) -> None:
+        self._run, self._log = run, log
+
+    def write(self, name: str, **values: Any) -> None:
+        if self._log is not None:
+            self._log.write(name, **values)
+
+    def read(self, name: str) -> list[dict[str, Any]]:
+        return read_log(self._run, name) if self._log is not None else []
 
 
 @contextmanager
-def _naming_the_step(checkpoints: Checkpoints, step: Callable[[], int]) -> Iterator[None]:
+def _open_log(run: Path, start: int) -> Iterator[_Log]:
+    if rank() != 0:
+        yield _Log(run, None)
+        return
+    with RunLog(run, start) as log:
+        yield _Log(run, log)
+
+
+def _skips(log: _Log) -> int:
+    """Steps that the run has left out so far; the same on all ranks."""
+    return int(gather_objects(sum(bool(line.get("skipped")) for line in log.read("metrics")))[0])
+
+
+@contextmanager
+def _naming_the_step(state: TrainingState, step: Callable[[], int]) -> Iterator[None]:
     """What is wrong with a series is told with the step that met it and what is saved; no other takes its place."""
     try:
         yield
     except DataError as error:
-        raise DataError(f"training stopped at step {step()}: {error}; {checkpoints.last_good()}") from None
+        raise DataError(f"training stopped at step {step()}: {error}; {state.last_good()}") from None
 
 
-def _require_finite(loss: LossParts, grad_norm: Tensor, step: int, batch: Batch, checkpoints: Checkpoints) -> None:
-    if torch.isfinite(loss.total) and torch.isfinite(grad_norm):
-        return
-    series = ", ".join(batch.keys[:8]) + (", ..." if len(batch.keys) > 8 else "")
-    raise UserError(
-        f"training stopped: loss or gradient not finite at step {step}, batch of series {series}; "
-        f"{checkpoints.last_good()}"
-    )
+def _fail(dataset: StepDataset, state: TrainingState, step: int, wrong: str) -> None:
+    """Every rank comes here, since loss and gradient are those of all."""
+    keys = dataset.keys_of(step)
+    series = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
+    end_together(UserError(f"training stopped: {wrong}, batch of series {series}; {state.last_good()}"))
 
 
-def _timing(batch: Batch, waited: float, computed: float, device: torch.device) -> dict[str, float]:
+def _timing(config: PretrainConfig, waited: float, computed: float, device: torch.device) -> dict[str, float]:
     seconds = waited + computed
-    return {"samples_per_s": len(batch.keys) / seconds, "data_wait": waited / seconds, "memory": _memory(device)}
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"train.device {name}: no such device; expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"train.device {name}: no CUDA device here; use cpu or auto")
-    return device
-
-
-def uses_bf16(config: PretrainConfig, device: torch.device) -> bool:
-    """Whether the forward pass runs under bf16 autocast."""
-    if config.train.precision != "auto":
-        return config.train.precision == "bf16"
-    return torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_fast_bf16()
-
-
-def cpu_has_fast_bf16() -> bool:
-    """AMX or AVX512-BF16: elsewhere bf16 on a CPU is slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def _memory(device: torch.device) -> int:
-    """Peak bytes: of the device on CUDA, resident set on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    speed = config.train.batch_size / seconds
+    return {"samples_per_s": speed, "data_wait": waited / seconds, "memory": peak_memory(device)}

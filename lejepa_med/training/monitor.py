@@ -16,10 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import StepDataset
+from lejepa_med.distributed import alone, gather_objects, gather_samples, num_ranks
 from lejepa_med.objective import LeJEPALoss, SIGReg, epps_pulley, random_directions, resolve_lam
 from lejepa_med.training.fixed_scans import FixedScans, first_patients, repeated_scans
 from lejepa_med.training.micro_batch import embed_views
 from lejepa_med.training.model import Pretrainer
+from lejepa_med.training.parallel import norm_of
 
 Numbers = dict[str, int | float]
 
@@ -106,7 +108,7 @@ def gradient_norms(model: Pretrainer, total: float) -> Numbers:
 
 
 def _gradient_norm(part: nn.Module) -> float:
-    norms = [parameter.grad.float().norm() for parameter in part.parameters() if parameter.grad is not None]
+    norms = [norm_of(parameter.grad.float().norm()) for parameter in part.parameters() if parameter.grad is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
@@ -178,6 +180,7 @@ class Monitor:
     ) -> None:
         self.model, self.loss_function, self.config = model, loss_function, config
         self.group = config.train.micro_batch or config.train.batch_size
+        self.moments_over = self.group * (num_ranks() if config.train.micro_batch else 1)
         channels = model.backbone.in_channels
         self._losses: dict[str, FixedScans] = {}
         if held_out is not None:
@@ -198,14 +201,32 @@ class Monitor:
         patients: list[int],
         grad_norm: float,
     ) -> Numbers:
-        """The numbers of one step, after its update; `views`, `features` and `projections` are those it trained on."""
+        """The numbers of one step, after its update; `views`, `features` and `projections` are those it trained on.
+
+        Several ranks: what is measured on the batch is gathered from all; the rest all of them measure alike, each for
+        itself, as shards of a model need (only the mode gap looks at each rank's own views; the first one's is kept).
+        """
+        features, projections = gather_samples(features, 1), gather_samples(projections, 1)
+        patients = [patient for part in gather_objects(patients) for patient in part]
+        with alone():
+            return self._measure(step, views, features, projections, patients, grad_norm)
+
+    def _measure(
+        self,
+        step: int,
+        views: Sequence[Tensor],
+        features: Float[Tensor, "view sample dim"],
+        projections: Float[Tensor, "view sample proj"],
+        patients: list[int],
+        grad_norm: float,
+    ) -> Numbers:
         sigreg, num_global = self.loss_function.sigreg, self.config.views.num_global
         numbers = {"step": step, **diagnose(features[0], projections[0], patients)}
         numbers["sigreg_reference"] = sigreg.reference() * len(patients) / numbers["n_eff"]
         numbers |= slice_statistics(projections, sigreg, step) | gradient_norms(self.model, grad_norm)
         numbers["mode_gap"] = mode_gap(self.model.backbone, views[0][:, : max(2, self.group)])
         if any(isinstance(module, _BatchNorm) for module in self.model.backbone.modules()):
-            numbers["batchnorm_batch"] = min(len(group) for group in views) * min(self.group, len(patients))
+            numbers["batchnorm_batch"] = min(len(group) for group in views) * min(self.moments_over, len(patients))
         lam = resolve_lam(self.config.objective.lam, self.config.train.batch_size)
         for name, scans in self._losses.items():
             loss = fixed_loss(self.model, scans, self.loss_function, num_global, lam)

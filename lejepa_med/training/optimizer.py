@@ -30,7 +30,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
 def build_optimizer(module: nn.Module, config: OptimConfig, is_vit: bool) -> torch.optim.AdamW:
     """AdamW without weight decay on norms, biases and tokens (parameters with fewer than two axes)."""
     decay = config.weight_decay if config.weight_decay != "auto" else (5e-2 if is_vit else 5e-4)
-    matrices = [p for p in module.parameters() if p.requires_grad and p.squeeze().ndim >= 2]
-    vectors = [p for p in module.parameters() if p.requires_grad and p.squeeze().ndim < 2]
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    matrices = [p for p in trained if _axes(p) >= 2]
+    vectors = [p for p in trained if _axes(p) < 2]
     groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def _axes(parameter: nn.Parameter) -> int:
+    """Those longer than one; of the whole parameter, also where this rank holds a shard."""
+    return sum(side > 1 for side in parameter.shape)

@@ -34,16 +34,22 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Patterns(torch.utils.data.Dataset[Tensor]):
-    """Smooth random volumes; `patients[i]` alone decides how volume i looks, but for a little noise."""
+NAN_STEPS = (3, 5)
+NAN_PASSES = tuple(2 * step + part for step in NAN_STEPS for part in (1, 2))
 
-    def __init__(self, patients: list[str]) -> None:
-        self.patients = patients
+
+class Patterns(torch.utils.data.Dataset[Tensor]):
+    """Smooth random volumes; `patients[i]` alone decides volume i, but for noise. `poison` is NaN."""
+
+    def __init__(self, patients: list[str], poison: int | None = None) -> None:
+        self.patients, self.poison = patients, poison
 
     def __len__(self) -> int:
         return len(self.patients)
 
     def __getitem__(self, index: int) -> Tensor:
+        if index == self.poison:
+            return torch.full((1, 10, 10, 10), torch.nan)
         number = sorted(set(self.patients)).index(self.patients[index])
         coarse = torch.rand(1, 1, 3, 3, 3, generator=torch.Generator().manual_seed(number))
         noise = torch.rand(1, 10, 10, 10, generator=torch.Generator().manual_seed(10_000 + index))
@@ -60,11 +66,13 @@ class Network(Backbone):
         super().__init__()
         self.kind = kind
         self.conv = nn.Conv3d(1, 24, 4, stride=4)
-        self.norm = nn.BatchNorm3d(24) if kind != "no norm" else nn.Identity()
+        self.norm = {"no norm": nn.Identity(), "group": nn.GroupNorm(4, 24)}.get(kind) or nn.BatchNorm3d(24)
         self.dropout = nn.Dropout(0.1 if kind == "dropout" else 0.0)
+        self.trained_passes = 0
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.dropout(self.norm(self.conv(images)).relu()).flatten(2).mean(-1)
+        maps = self.conv(images)
+        features: Tensor = self.dropout(self.norm(maps).relu()).flatten(2).mean(-1)
         match self.kind:
             case "rank one":
                 return features.sum(1, keepdim=True) * torch.ones(24)
@@ -72,6 +80,10 @@ class Network(Backbone):
                 return 5.0 + 1e-6 * features
             case "half dead":
                 return torch.cat([features[:, :12], 0 * features[:, 12:]], 1)
+            case "nan" if torch.is_grad_enabled():  # two passes a step; first the running statistics are spoiled, too
+                self.trained_passes += 1
+                if self.trained_passes in NAN_PASSES:
+                    return self.norm(maps * torch.nan).flatten(2).mean(-1)
         return features
 
     def tokens(self, images: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -89,7 +101,8 @@ def settings(**changes: Any) -> PretrainConfig:
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
     """A run on `patients` with `scans` volumes each; `warn` and `resume` are handed on."""
     extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
+    poison = changes.pop("poison", None)
     names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
     torch.manual_seed(0)
-    source = DatasetSource(Patterns(names), names)
+    source = DatasetSource(Patterns(names, poison), names)
     return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)

@@ -257,7 +257,17 @@ def test_a_stored_checkpoint_of_format_1(tmp_path: Path) -> None:
     assert optimizer.param_groups[0]["lr"] == 1e-3
     assert [float(value["step"]) for value in optimizer.state_dict()["state"].values()] == [1] * 4
     assert int(network[1].num_batches_tracked) == 1
-    torch.set_rng_state(state["rng"])
+    assert [list(of_rank) for of_rank in state["rng"]] == [["cpu"]]
+    torch.set_rng_state(state["rng"][0]["cpu"])
+
+
+def test_format_2_had_the_random_state_of_one_rank(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    rng = torch.arange(4, dtype=torch.uint8)
+    put(folder, 1, state_of(1) | {"format": 2, "step": 1, "average": None, "rng": rng})
+    state = load_checkpoint(folder)
+    assert (state["format"], len(state["rng"])) == (FORMAT_VERSION, 1)
+    assert torch.equal(state["rng"][0]["cpu"], rng)
 
 
 def test_saving_after_format_1_writes_the_present_one(tmp_path: Path) -> None:

@@ -1,0 +1,69 @@
+"""When a run stops before its end: a signal on any rank, or an error of any rank while it makes its next batch."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from lejepa_med.distributed import Flags, agree, num_ranks
+from lejepa_med.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass
+class StopFlag:
+    """Set by SIGTERM or SIGINT; read between steps."""
+
+    stopped: bool = False
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> StopFlag:
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._stop)
+        except ValueError:  # not the main thread: a notebook's kernel handles its own signals
+            self._previous.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+
+
+def until_stopped(items: Iterator[T], stop: StopFlag) -> Iterator[T]:
+    """The items, until `stop` is set on any rank; an error of one rank ends all, before others wait for it.
+
+    Several ranks: the next item is made before one is given, and the flags on it and on signals are sent; they are read
+    when the step with that one is done. So no step waits for flags, and all ranks end behind the same step.
+    """
+    if num_ranks() == 1:
+        for item in items:
+            yield item
+            if stop.stopped:
+                return
+        return
+    flags, (held, error) = Flags(), _next(items)
+    agree(error)
+    while held is not None:
+        following, error = _next(items)
+        flags.give(stop.stopped, error is not None)
+        yield held
+        stopping, failed = flags.read()
+        if failed:
+            agree(error)
+        if stopping:
+            return
+        held = following
+
+
+def _next(items: Iterator[T]) -> tuple[T | None, UserError | None]:
+    try:
+        return next(items, None), None
+    except UserError as error:
+        return None, error
