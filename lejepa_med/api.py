@@ -234,6 +234,9 @@ def _check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
             "device",
             "checkpoint_every",
             "keep_checkpoints",
+            "tensorboard",
+            "wandb",
+            "mlflow",
         }
         changed = [
             key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in movable

@@ -80,7 +80,7 @@ def train(
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     monitor = Monitor(model, loss_function, config, dataset, held_out)
     batches = feed(dataset, range(start, steps), config.data, device)
-    with _naming_the_step(run, lambda: done), batches as fed, StopFlag() as stop, RunLog(run, start) as log:
+    with _naming_the_step(run, lambda: done), batches as fed, StopFlag() as stop, RunLog(run, start, config) as log:
         advise = Adviser(config, read_log(run, "diagnostics"), warn)
         for step, batch, waited in fed:
             began = time.perf_counter()
