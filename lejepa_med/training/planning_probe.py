@@ -44,7 +44,7 @@ _STORED = 2  # bytes of a voxel
 def make_plan(config: PlanConfig) -> Plan:
     """The plan of a run. Raises UserError as the run would for a cache that is damaged or holds nobody to train on."""
     device = planned_device(config)
-    archive, dataset = _archive(config)
+    archive, dataset = planned_archive(config)
     cost = model_cost(config, device.bf16, device.on_gpu)
     memory = memory_needed(config, cost, archive, device)
     return Plan(
@@ -73,7 +73,7 @@ def planned_device(config: PlanConfig) -> Device:
     return Device(name, memory, uses_bf16(config, here), on_gpu, True)
 
 
-def _archive(config: PlanConfig) -> tuple[Archive, StepDataset | None]:
+def planned_archive(config: PlanConfig) -> tuple[Archive, StepDataset | None]:
     """What there is to train on, and batches of it; none where the cache is still to be made."""
     cache, channels = config.data.cache, config.model.in_channels
     if cache is None or not cache.exists():
