@@ -16,4 +16,4 @@ class LoggingConfig(Frozen):
     wandb: str | None = Field(
         None, description="project of Weights & Biases; stays on this machine unless WANDB_MODE=online; null = off"
     )
-    mlflow: str | None = Field(None, description="tracking URI of MLflow, e.g. file:mlruns; null = off")
+    mlflow: str | None = Field(None, description="tracking URI of MLflow, e.g. sqlite:///mlflow.db; null = off")

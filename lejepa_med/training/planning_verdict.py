@@ -8,6 +8,7 @@ from lejepa_med.training.bottleneck import in_words
 from lejepa_med.training.planning import Plan, is_recomputed, share_of_batch
 
 _DAY = 24.0
+_FEWEST_STEPS = 1000  # that anything is learned in
 _NOTICED = 0.05  # waiting less than this share of the time needs no advice
 
 
@@ -73,10 +74,9 @@ def _time(plan: Plan) -> dict[str, str]:
     found: dict[str, str] = {}
     config, speed = plan.config, plan.speed
     if plan.hours is not None and plan.hours > _DAY:
-        found["long"] = (
-            f"It takes {plan.hours / _DAY:.1f} days: {_where_to_save(plan)}, or "
-            f"train.steps={max(1, int(config.train.steps * _DAY / plan.hours))} for one day."
-        )
+        steps = int(config.train.steps * _DAY / plan.hours)
+        fewer = f", or train.steps={steps} for one day" if steps >= _FEWEST_STEPS else ""
+        found["long"] = f"It takes {plan.hours / _DAY:,.1f} days: {_where_to_save(plan)}{fewer}."
     if speed.loading_s is not None and speed.step_s is not None and plan.device.on_gpu:
         step = speed.step_s / config.plan.devices
         needed = math.ceil(speed.loading_s / step - 1e-9)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.config.tracking import LoggingConfig
@@ -24,6 +24,7 @@ from lejepa_med.errors import ConfigError
 _ID = "tracking_id.txt"
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes scalars of a step, in the order of the steps."""
 
