@@ -1,7 +1,7 @@
 """The Python interface: pretrain on whatever there is, load, embed. The command line calls the same functions.
 
 RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
-RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
+RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/  and tensorboard/, as `logging` says
 RUN/backbone.safetensors  and DONE, or STOPPED
 """
 

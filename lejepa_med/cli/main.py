@@ -29,6 +29,7 @@ _VERBS: dict[str, tuple[str, str]] = {
     "prepare": ("archive", "preprocess an index into a cache"),
     "cache": ("archive", "verify or describe a cache"),
     "views": ("training", "contact sheet of the views that a config makes"),
+    "plan": ("planning", "memory, disk and hours of a pretraining before anything starts"),
     "pretrain": ("training", "pretrain a backbone with LeJEPA"),
     "select": ("selection", "rank runs without labels; with probe results, how well the loss predicts them"),
     "embed": ("evaluation", "embeddings of scans"),
@@ -48,6 +49,7 @@ _CONFIGURED = (
     "convert",
     "prepare",
     "views",
+    "plan",
     "pretrain",
     "probe",
     "finetune",
@@ -186,6 +188,10 @@ def _views(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--samples", type=int, default=6, help="rows of the sheet (default: 6)")
 
 
+def _plan(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("config", type=Path, help="of `pretrain`; its section `plan` describes another machine")
+
+
 def _pretrain(sub: argparse.ArgumentParser) -> None:
     _configured(sub)
     sub.add_argument("--resume", action="store_true", help="continue the run in --out exactly")
@@ -225,7 +231,9 @@ def _export(sub: argparse.ArgumentParser) -> None:
 
 
 def _config(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("kind", choices=("index", "prepare", "pretrain", "probe", "finetune", "benchmark", "select"))
+    sub.add_argument(
+        "kind", choices=("index", "prepare", "plan", "pretrain", "probe", "finetune", "benchmark", "select")
+    )
 
 
 _ARGUMENTS = {
@@ -236,6 +244,7 @@ _ARGUMENTS = {
     "prepare": _prepare,
     "cache": _cache,
     "views": _views,
+    "plan": _plan,
     "pretrain": _pretrain,
     "select": _select,
     "embed": _embed,

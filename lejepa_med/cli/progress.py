@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 _INTERVAL_S = {True: 0.2, False: 15.0}
 _CLEAR = "\r\033[K"
-_ONE = {"files": "files", "finding files": "files", "series": "series", "volumes": "volumes"}  # what a rate counts
+# What a rate counts.
+_ONE = {"files": "files", "finding files": "files", "series": "series", "volumes": "volumes", "pretrain": "steps"}
 
 
 class ProgressLine:
-    """Called with (stage, done, total), total 0 while unknown: shows rate and time left. Stages follow each other."""
+    """Called with (stage, done, total), total 0 while unknown: shows rate and time left. Stages follow each other.
 
-    def __init__(self) -> None:
+    `details` is asked for more about a stage when its line is shown.
+    """
+
+    def __init__(self, details: Callable[[str], str] | None = None) -> None:
+        self._details = details
         self._stage, self._started, self._shown, self._first, self._open = "", 0.0, 0.0, 0, False
         self._terminal = sys.stderr.isatty()
 
@@ -30,6 +36,7 @@ class ProgressLine:
         self._shown = now
         line = f"{stage}: {done:,} of {total:,}" if total else f"{stage}: {done:,}"
         line += self._speed(stage, done, total, max(now - self._started, 1e-6), finished)
+        line += self._details(stage) if self._details is not None else ""
         start = _CLEAR if self._terminal else ""
         self._open = self._terminal and not finished
         print(f"{start}{line}", end="" if self._open else "\n", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from lejepa_med.spec import Frozen
 KINDS: dict[str, type[Frozen]] = {
     "index": kinds.IndexSettings,
     "prepare": kinds.PrepareConfig,
+    "plan": kinds.PlanConfig,
     "pretrain": kinds.PretrainConfig,
     "probe": kinds.ProbeConfig,
     "finetune": kinds.FinetuneConfig,

@@ -12,6 +12,8 @@ from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.training_source import base_size
 from lejepa_med.distributed import rank
 from lejepa_med.errors import UserError
+from lejepa_med.training.bottleneck import in_words
+from lejepa_med.training.log import last_line
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -45,7 +47,7 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     """One run; SIGTERM and Ctrl-C finish the step, save and leave STOPPED."""
     config = load_config(PretrainConfig, options.config, options.overrides)
     source, preprocess = api.open_source(None, config)
-    progress = ProgressLine()
+    progress = ProgressLine(lambda stage: last_numbers(options.out) if stage == "pretrain" else "")
     run = api.run_pretraining(
         config, source, preprocess, options.out, resume=options.resume, progress=progress, warn=progress.note
     )
@@ -61,3 +63,17 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
         result = {"run": run.path, "resume": resume}
     lines += [f"advice: {sentence} [{code}]" for code, sentence in advice.items()]
     return result | {"advice": advice, "text": "\n".join(lines)}
+
+
+def last_numbers(run: Path) -> str:
+    """Loss parts, speed, waiting and memory of the newest step in a run's record, as the end of a line of progress."""
+    metrics, timing = last_line(run, "metrics"), last_line(run, "timing")
+    names = {"total": "loss", "prediction": "prediction", "sigreg": "sigreg"}
+    words = [f"{name} {metrics[key]:.4g}" for key, name in names.items() if key in metrics]
+    if "samples_per_s" in timing:
+        words.append(f"{timing['samples_per_s']:.3g} samples/s")
+    if "data_wait" in timing:
+        words.append(f"data wait {timing['data_wait']:.0%}")
+    if "memory" in timing:
+        words.append(in_words(int(timing["memory"])))
+    return "".join(f" | {word}" for word in words)

@@ -4,6 +4,7 @@ from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig
 from lejepa_med.config.indexing import IndexSettings
 from lejepa_med.config.loading import describe, dump_yaml, load_config, read_yaml, validate
+from lejepa_med.config.planning import PlanConfig
 from lejepa_med.config.preparing import PrepareConfig
 from lejepa_med.config.pretraining import (
     HoldoutConfig,
@@ -27,6 +28,7 @@ __all__ = [
     "IndexSettings",
     "ModelConfig",
     "OptimConfig",
+    "PlanConfig",
     "PrepareConfig",
     "PretrainConfig",
     "ProbeConfig",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lejepa_med.config.indexing import Sequence
+from lejepa_med.config.tracking import LoggingConfig
 from lejepa_med.spec import CacheModality, Frozen, InferenceSpec
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -267,6 +268,7 @@ class PretrainConfig(Frozen):
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    logging: LoggingConfig = LoggingConfig()
     inference: InferenceSpec | None = Field(
         None, description="how a volume becomes one embedding; null = one window of global_size over the base crop"
     )

@@ -3,23 +3,30 @@
 RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
 RUN/timing.jsonl       samples_per_s, data_wait, memory, residency (disk, host, device, dataset)
 RUN/diagnostics.jsonl  every N steps: ranks, spreads, held-out loss, ..., and the codes of the advice that holds
-A number that is not finite is null: JSON has no NaN.
+A number that is not finite is null: JSON has no NaN. What `logging` asks for gets the same numbers, as far as they are.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
+from lejepa_med.config import PretrainConfig
+from lejepa_med.training.trackers import Tracker, build_trackers
+
+_TAIL = 16_384  # bytes that hold the last line of any log
+
 
 class RunLog:
-    """Appends to the three files of a run."""
+    """Appends to the three files of a run, and to the trackers of its config."""
 
     NAMES = ("metrics", "timing", "diagnostics")
 
-    def __init__(self, run: Path, start: int) -> None:
+    def __init__(self, run: Path, start: int, config: PretrainConfig | None = None) -> None:
+        self._trackers: list[Tracker] = [] if config is None else build_trackers(run, start, config)
         for name in self.NAMES:
             file = run / f"{name}.jsonl"
             if file.exists():
@@ -32,6 +39,18 @@ class RunLog:
         strict = {key: None if is_missing(value) else value for key, value in values.items()}
         self._streams[name].write(json.dumps(strict, allow_nan=False) + "\n")
         self._streams[name].flush()
+        if self._trackers:
+            self._track(int(values["step"]), scalars(name, strict))
+
+    def _track(self, step: int, numbers: dict[str, float]) -> None:
+        """A tracker that fails is left out from then on: no server may stop a training."""
+        for tracker in list(self._trackers):
+            try:
+                tracker.scalars(step, numbers)
+            except Exception as error:  # its text may name hosts and paths
+                self._trackers.remove(tracker)
+                name, kind = type(tracker).__name__, type(error).__name__
+                warnings.warn(f"{name} takes no more numbers from step {step} on ({kind})", stacklevel=3)
 
     def __enter__(self) -> RunLog:
         return self
@@ -39,6 +58,14 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         for stream in self._streams.values():
             stream.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def scalars(name: str, line: dict[str, Any]) -> dict[str, float]:
+    """`metrics/total` and the like: what of a line is a number."""
+    numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
+    return {f"{name}/{key}": float(value) for key, value in numbers.items()}
 
 
 def read_log(run: Path, name: str) -> list[dict[str, Any]]:
@@ -46,6 +73,17 @@ def read_log(run: Path, name: str) -> list[dict[str, Any]]:
     file = run / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{key: value for key, value in line.items() if not is_missing(value)} for line in lines]
+
+
+def last_line(run: Path, name: str) -> dict[str, Any]:
+    """The newest whole line of a log that may be growing, without reading the rest; empty if there is none yet."""
+    try:
+        with (run / f"{name}.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            lines = file.read().split(b"\n")[:-1]  # what follows the last line end is still being written
+        return {key: value for key, value in json.loads(lines[-1]).items() if not is_missing(value)}
+    except (OSError, ValueError, IndexError):
+        return {}
 
 
 def is_missing(value: Any) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ def train(
     statistics = RunningStatistics(model, wanted=config.train.on_nan == "skip")
     batches = feed(dataset, range(start, steps), config.data, device)
     naming = _naming_the_step(state, lambda: done)
-    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start) as log:
+    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start, config) as log:
         advise = Adviser(config, log.read("diagnostics"), warn)
         ready = _with_views(fed, crop, config.seed, state.check)
         with StepRecord(config.train, _skips(log), log.write, partial(_fail, dataset, state)) as record:
@@ -135,11 +135,10 @@ class _Log:
 
 
 @contextmanager
-def _open_log(run: Path, start: int) -> Iterator[_Log]:
-    if rank() != 0:
-        yield _Log(run, None)
-        return
-    with RunLog(run, start) as log:
+def _open_log(run: Path, start: int, config: PretrainConfig) -> Iterator[_Log]:
+    with together():
+        log = RunLog(run, start, config) if rank() == 0 else None
+    with log or nullcontext():
         yield _Log(run, log)
 
 

@@ -20,6 +20,9 @@ MOVABLE = {
     "parallel",
     "on_nan",
     "max_skips",
+    "tensorboard",
+    "wandb",
+    "mlflow",
 }
 """Settings that may differ when a run is resumed: the batches and what becomes of them stay."""
 

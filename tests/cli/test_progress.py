@@ -50,3 +50,18 @@ def test_a_line_that_rewrites_itself_on_a_terminal(
     line("volumes", 2, 2)
     shown = capsys.readouterr().err
     assert shown == "\r\033[Kseries: 2 of 4, 2 series/s, 1 s left\n\r\033[Kvolumes: 2 of 2, 2 volumes/s, 1 s\n"
+
+
+def test_details_follow_at_the_end_of_a_shown_line(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def details(stage: str) -> str:
+        asked.append(stage)
+        return " | loss 0.5"
+
+    line = ProgressLine(details)
+    for done in (1, 2, 3):
+        line("pretrain", done, 3)
+        clock[0] += 5
+    assert capsys.readouterr().err.splitlines() == ["pretrain: 3 of 3, 0.3 steps/s, 10 s | loss 0.5"]
+    assert asked == ["pretrain"]

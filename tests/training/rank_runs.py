@@ -4,6 +4,7 @@ imported once, and every rank of every run is a fork of it."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -45,6 +46,8 @@ def work(rank: int, world: int, port: int, out: Path, options: dict[str, Any]) -
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in names.items()})
     options = dict(options)
+    if options.pop("full", False):
+        fill_disk(out)
     train = {"steps": STEPS, "batch_size": 5, "checkpoint_every": EVERY, "diagnostics_every": 7}
     options["train"] = train | options.pop("train", {})
     with (out.parent / f"{out.name}.rank{rank}").open("a") as said:
@@ -56,6 +59,18 @@ def work(rank: int, world: int, port: int, out: Path, options: dict[str, Any]) -
         except Exception:
             said.write(traceback.format_exc())
             raise
+
+
+def fill_disk(run: Path) -> None:
+    """As if the disk were full once the first checkpoint is written."""
+    flush = os.fsync
+
+    def full(number: int) -> None:
+        if (run / "checkpoints" / "latest").exists():
+            raise OSError(errno.ENOSPC, "full")
+        flush(number)
+
+    os.fsync = full
 
 
 def finish(ranks: list[Any]) -> list[int]:

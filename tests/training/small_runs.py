@@ -31,6 +31,7 @@ SETTINGS: dict[str, Any] = {
         "redraws": 1,
     },
     "train": {"steps": 4, "batch_size": 4, "precision": "float32", "device": "cpu", "diagnostics_every": 1},
+    "logging": {},
 }
 
 

@@ -37,7 +37,7 @@ def bits(run: Path) -> dict[str, bytes]:
 )
 def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world: int, times: int) -> None:
     steps = rank_runs.STEPS if times <= 3 else 80
-    base: dict[str, Any] = {"world": world, "kind": "dropout", "train": {"steps": steps}}
+    base: dict[str, Any] = {"world": world, "kind": "dropout", "train": {"steps": steps, "ema_decay": 0.9}}
     codes = execute(
         tmp_path,
         {"out": "whole", **base},
@@ -73,6 +73,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     jobs.append({"out": "nan stop", "world": 2, "kind": "nan"})
     jobs += [{"out": f"poison {item}", "world": 2, "poison": item, "train": {"steps": 6}} for item in range(2)]
     jobs.append({"out": "used", "world": 2})
+    jobs.append({"out": "averaged shards", "world": 2, "train": {"parallel": "fsdp", "ema_decay": 0.9}})
+    jobs.append({"out": "full disk", "world": 2, "full": True})
     (folder / "used").mkdir()
     (folder / "used" / "something").touch()
     return folder, execute(folder, *jobs)
@@ -157,11 +159,18 @@ def test_a_skipped_step_changes_nothing_on_ranks(ranks: Ranks, parallel: str) ->
 
 def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
     folder, codes = ranks
-    for run, words in (("nan stop", "training stopped: loss or gradient not finite at step 3"), ("used", "not empty")):
+    for run, words in (
+        ("nan stop", "training stopped: loss or gradient not finite at step 3"),
+        ("used", "not empty"),
+        ("averaged shards", "train.ema_decay: weights in shards are not averaged"),
+        ("full disk", "at the checkpoint of step 6: the disk is full"),
+    ):
         assert codes[run] == [2, 2]
         assert words in (folder / f"{run}.rank0").read_text()
         assert (folder / f"{run}.rank1").read_text() == ""
     assert [path.name for path in (folder / "used").iterdir()] == ["something"]
+    assert not (folder / "averaged shards").exists()
+    assert "; the last good checkpoint is step_3.pt; " in (folder / "full disk.rank0").read_text()
 
 
 def test_a_scan_that_one_rank_cannot_use_ends_all(ranks: Ranks) -> None:
