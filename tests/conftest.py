@@ -1,4 +1,4 @@
-"""One thread everywhere: tests run side by side, and sums are then the same on every machine size."""
+"""One thread everywhere: tests run side by side, and sums are then the same on every machine size. No test is timed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
