@@ -111,6 +111,10 @@ def make_resident(
 
 
 def free_host_bytes() -> int:
-    """Memory that this process may still take: within the limits of its control groups, or half of all if not known."""
+    """Memory that this process may still take: within the limits of its control groups, or half of all if not known.
+
+    Ranks on one machine share it.
+    """
     free = examine().memory_free
-    return free if free is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    known = free if free is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return known // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a machine holds a copy

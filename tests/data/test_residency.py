@@ -127,3 +127,10 @@ def test_progress_of_loading(cache: Cache) -> None:
 
 def test_free_memory_is_that_of_a_machine() -> None:
     assert 2**24 < free_host_bytes() < 2**50
+
+
+def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = dataclasses.replace(residency.examine(), memory_free=10**12)
+    monkeypatch.setattr(residency, "examine", lambda: machine)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert free_host_bytes() == 10**12 // 4
