@@ -33,6 +33,7 @@ SHEETS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # config -> scans, conf
     "images_2d_resnet": ("pictures", "images_2d", ()),
     "slices_2d_resnet": ("heads", "brain_mri_1mm", ()),
     "slices_2d_vit": ("heads", "brain_mri_1mm", ()),
+    "slices_2d_dinov2_continued": ("heads", "brain_mri_1mm", ()),
 }
 INDEX = {"heads": ("modality=mri",), "trunks": ("modality=ct",), "crops": ("modality=mri",), "pictures": ()}
 

@@ -68,7 +68,7 @@ def test_the_network_is_known_and_takes_the_views(file: Path) -> None:
     backbone = build(config.model.model_copy(update={"name": name, "width": 0.125}))
     assert backbone.spatial_dims == config.spatial_dims
     if "vit" in config.model.name:
-        assert config.inference is not None
+        window = config.views.global_size if config.inference is None else config.inference.window
         patch = 14 if "patch14" in config.model.name else config.model.patch_size
-        sides = (*config.views.global_size, *config.views.local_size, *config.inference.window)
+        sides = (*config.views.global_size, *config.views.local_size, *window)
         assert patch in (14, 16) and all(side % patch == 0 for side in sides)

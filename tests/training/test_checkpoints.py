@@ -431,6 +431,7 @@ def test_what_could_not_be_read_back_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_copy_from_a_gpu_is_of_its_moment() -> None:
     """Whatever the stream does after the call does not reach the copy, though the host has not waited."""
     weights = torch.ones(2**26, device="cuda")
