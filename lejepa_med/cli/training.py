@@ -14,6 +14,7 @@ from lejepa_med.distributed import rank
 from lejepa_med.errors import UserError
 from lejepa_med.training.bottleneck import in_words
 from lejepa_med.training.log import last_line
+from lejepa_med.training.run import step_datasets
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -25,7 +26,7 @@ def views(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(PretrainConfig, options.config, options.overrides)
     _require_picture(options.out)
     source, _ = api.open_source(None, config)
-    dataset, _ = api.step_datasets(config, source, base_size(config, source))
+    dataset, _ = step_datasets(config, source, base_size(config, source))
     api.draw_views(config, dataset, options.out, options.samples)
     return {"picture": options.out}
 

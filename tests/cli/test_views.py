@@ -12,6 +12,7 @@ from lejepa_med import api
 from lejepa_med.cli.main import main
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import DatasetSource
+from lejepa_med.training.run import step_datasets
 
 CONFIG = Path(__file__).parents[2] / "configs" / "pretrain" / "hippocampus_resnet3d.yaml"
 
@@ -26,7 +27,7 @@ def test_fewer_rows_are_the_first_of_more(tmp_path: Path) -> None:
     source = DatasetSource([torch.rand(1, 40, 40, 40, generator=torch.Generator().manual_seed(n)) for n in range(4)])
     settings = {"global_size": [16] * 3, "local_size": [8] * 3, "global_pitch_mm": None, "local_pitch_mm": None}
     config = PretrainConfig.model_validate({"views": settings, "train": {"batch_size": 4}})
-    dataset, _ = api.step_datasets(config, source, (40, 40, 40))
+    dataset, _ = step_datasets(config, source, (40, 40, 40))
     for rows in (1, 3):
         api.draw_views(config, dataset, tmp_path / f"{rows}.png", rows)
     few, many = (Image.open(tmp_path / f"{rows}.png") for rows in (1, 3))
