@@ -27,6 +27,7 @@ from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.training_source import cache_source
 from lejepa_med.errors import DataError, UserError
+from lejepa_med.evaluation.online_probe import OnlineProbe
 from lejepa_med.spec import PreprocessSpec
 from lejepa_med.training.run import Hooks, Progress, Run, Warn, execute, first_views
 from lejepa_med.viz.contact_sheet import views_sheet
@@ -138,7 +139,8 @@ def run_pretraining(
     def write_views(views: list[torch.Tensor], file: Path) -> None:
         _write_sheet(config, views, file)
 
-    hooks = Hooks(progress, warn, write_views)
+    probe = OnlineProbe(config) if config.online_probe.tasks else None
+    hooks = Hooks(progress, warn, write_views, probe)
     return execute(config, source, preprocess, out, own=own, resume=resume, hooks=hooks)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from lejepa_med.config.pretraining import HoldoutConfig
+from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.spec import Frozen, InferenceSpec, RangeHU
 
 _DEVICE = Field("auto", description="auto, cpu, cuda or cuda:N")
@@ -17,22 +18,6 @@ _DEVICE = Field("auto", description="auto, cpu, cuda or cuda:N")
 def slug(name: str) -> str:
     """A name as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "unnamed"
-
-
-class TaskConfig(Frozen):
-    """One label column. The file names samples by series_key, study_key, patient_key, patient_id or path."""
-
-    name: str = Field(description="used in tables and file names")
-    labels: Path = Field(description="CSV file")
-    column: str = Field(description="label column")
-    kind: Literal["auto", "classification", "regression"] = Field(
-        "auto", description="auto: text or few integers = classes"
-    )
-    id_column: str | None = Field(None, description="column that names samples; null = found by its standard name")
-    id_kind: Literal["series_key", "study_key", "patient_key", "patient_id", "path"] | None = Field(
-        None, description="what id_column holds; null = by its name"
-    )
-    group_column: str | None = Field(None, description="column that names patients where the index does not know them")
 
 
 class EvaluationDataConfig(Frozen):

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from lejepa_med.config.indexing import Sequence
+from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.config.tracking import LoggingConfig
 from lejepa_med.spec import CacheModality, Frozen, InferenceSpec
 
@@ -250,7 +251,20 @@ class TrainConfig(Frozen):
         lt=1,
         description="the run leaves an exponential average of the backbone's weights, e.g. 0.999; null = the last ones",
     )
+    swa_fraction: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="the run leaves the plain mean of the backbone's weights over this last share of the steps, "
+        "e.g. 0.25; null = the last ones",
+    )
     diagnostics_every: int = Field(100, gt=0, description="steps")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> TrainConfig:
+        if self.ema_decay is not None and self.swa_fraction is not None:
+            raise ValueError("ema_decay and swa_fraction are two averages of the weights; set one of them to null")
+        return self
 
 
 class PretrainConfig(Frozen):
@@ -269,6 +283,7 @@ class PretrainConfig(Frozen):
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     logging: LoggingConfig = LoggingConfig()
+    online_probe: OnlineProbeConfig = OnlineProbeConfig()
     inference: InferenceSpec | None = Field(
         None, description="how a volume becomes one embedding; null = one window of global_size over the base crop"
     )

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig, EvaluationDataConfig, RunEncoder, TaskConfig
+from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig, EvaluationDataConfig, RunEncoder
+from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache, file_digest
 from lejepa_med.data.pretraining_record import FILE, is_complete, read_record
 from lejepa_med.errors import DataError

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lejepa_med.config import PretrainConfig
-from lejepa_med.training.advice_rules import RULES, Line, Lines
+from lejepa_med.training.advice_lines import Line, Lines
+from lejepa_med.training.advice_rules import RULES
 from lejepa_med.training.log import is_missing
 
 
@@ -18,16 +19,21 @@ class Advice:
     sentence: str
 
 
-def advise(lines: Lines, config: PretrainConfig) -> list[Advice]:
-    """All that holds at the last of the lines of `diagnostics.jsonl`; nothing for no lines."""
+def advise(lines: Lines, config: PretrainConfig, probes: Lines = ()) -> list[Advice]:
+    """All that holds at the last of the lines of `diagnostics.jsonl` (and of `probes.jsonl`); nothing for no lines."""
     if not lines:
         return []
+    if probes:
+        lines = [*lines[:-1], {**lines[-1], "probes": list(probes)}]
     found = ((code, rule(lines, config)) for code, rule in RULES.items())
     return [Advice(code, sentence) for code, sentence in found if sentence is not None]
 
 
 class Adviser:
-    """The advice of a run line by line: each is said once, when it first holds."""
+    """The advice of a run line by line: each is said once, when it first holds.
+
+    It does not look at the online probe, whose lines come when they are done: the record is the same each time.
+    """
 
     def __init__(self, config: PretrainConfig, lines: Lines, say: Callable[[str], None] | None) -> None:
         self.config, self.lines, self.say = config, list(lines), say

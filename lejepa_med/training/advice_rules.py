@@ -6,21 +6,16 @@ could not be measured is missing from its line.
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Any
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.objective import resolve_lam
+from lejepa_med.training.advice_lines import RECENT, Lines, recent_mean, settled_lines
+from lejepa_med.training.advice_probe import probe_not_above_start, same_patient
 
-SETTLED = 0.1
-"""Share of the steps before which random weights are still being shaped: no verdict on the representation earlier."""
 LATE = 0.75
 """Share of the steps after which SIGReg has had its time: the learning rate is down to a sixth of its peak."""
-RECENT = 3
-"""Lines that are averaged before a noisy number is judged; one batch is an anecdote."""
 MIN_RANK_SHARE = 0.05
 """Of what the batch allows, min(dimensions, samples - 1)."""
 MIN_RANK = 1.5
@@ -39,14 +34,6 @@ MIN_INDEPENDENT = 64
 """Effective samples: with fewer the test sees too little of a distribution (measured: rank 3 of 64 at N = 58)."""
 MIN_BATCHNORM = 16
 """Images that share moments; below, their error (1 / sqrt(n) of a standard deviation) outweighs the augmentation."""
-SAME_PATIENT = 0.5
-"""Rate of nearest neighbours of the same patient that is worth a question; chance is 1 / 63 with two scans each."""
-SAME_PATIENT_BY_CHANCE = 5.0
-"""Times chance, where few patients with many scans make a high rate likely."""
-MIN_PROBES = 6
-"""Probe scores before flat can be told from rising."""
-FLAT_ERRORS = 2.0
-"""Standard errors by which the last half of the probe scores must beat the first half not to be called flat."""
 MAX_MODE_GAP = 0.7
 """1 - cosine of a view's features in both modes: .9 at random weights, .4 and falling in a healthy run of the demo."""
 HELD_OUT_RISE = 0.05
@@ -56,23 +43,10 @@ GRADIENT_FACTOR = 10.0
 MIN_GRADIENTS = 5
 """Lines that make a median."""
 
-Line = dict[str, Any]
-Lines = Sequence[Line]
-
-
-def _settled(lines: Lines, config: PretrainConfig, share: float = SETTLED) -> list[Line]:
-    return [line for line in lines if line["step"] + 1 >= share * config.train.steps]
-
-
-def _recent(lines: Lines, name: str) -> float | None:
-    """The mean of a number over the last lines; None where it is not measured."""
-    values = [line[name] for line in lines[-RECENT:] if name in line]
-    return sum(values) / len(values) if values else None
-
 
 def _collapsed(lines: Lines, config: PretrainConfig, part: str) -> str | None:
     """How a representation shows that it is one point or one direction."""
-    settled = _settled(lines, config)
+    settled = settled_lines(lines, config)
     if not settled:
         return None
     last = settled[-1]
@@ -105,7 +79,7 @@ def _collapse_projections(lines: Lines, config: PretrainConfig) -> str | None:
 
 def _dead_dimensions(lines: Lines, config: PretrainConfig) -> str | None:
     for part in ("feature", "projection"):
-        dead = _recent(_settled(lines, config), f"{part}_dead")
+        dead = recent_mean(settled_lines(lines, config), f"{part}_dead")
         if dead is not None and dead > MAX_DEAD:
             return (
                 f"{dead:.0%} of the {part} dimensions have no spread, and what is dead in training stays dead; lower "
@@ -115,7 +89,7 @@ def _dead_dimensions(lines: Lines, config: PretrainConfig) -> str | None:
 
 
 def _sigreg_high(lines: Lines, config: PretrainConfig) -> str | None:
-    ratio = _sigreg_ratio(_settled(lines, config, LATE))
+    ratio = _sigreg_ratio(settled_lines(lines, config, LATE))
     if ratio is None or ratio <= SIGREG_HIGH:
         return None
     return (
@@ -125,7 +99,7 @@ def _sigreg_high(lines: Lines, config: PretrainConfig) -> str | None:
 
 
 def _sigreg_low(lines: Lines, config: PretrainConfig) -> str | None:
-    ratio = _sigreg_ratio(_settled(lines, config, LATE))
+    ratio = _sigreg_ratio(settled_lines(lines, config, LATE))
     if ratio is None or ratio >= SIGREG_LOW:
         return None
     return (
@@ -137,14 +111,14 @@ def _sigreg_low(lines: Lines, config: PretrainConfig) -> str | None:
 
 def _sigreg_ratio(lines: Lines) -> float | None:
     """SIGReg over its reference for as many independent samples as the batch had patients."""
-    relative, n_eff = _recent(lines, "sigreg_relative"), _recent(lines, "n_eff")
+    relative, n_eff = recent_mean(lines, "sigreg_relative"), recent_mean(lines, "n_eff")
     if relative is None or n_eff is None or not {"samples", "sigreg_reference"} <= set(lines[-1]):
         return None
     return relative * n_eff / float(lines[-1]["samples"])
 
 
 def _small_batch(lines: Lines, config: PretrainConfig) -> str | None:
-    n_eff, samples = _recent(lines, "n_eff"), lines[-1].get("samples", config.train.batch_size)
+    n_eff, samples = recent_mean(lines, "n_eff"), lines[-1].get("samples", config.train.batch_size)
     if n_eff is None or n_eff >= MIN_INDEPENDENT:
         return None
     # No patient comes twice before all are in the batch: then a larger one only repeats them.
@@ -179,38 +153,8 @@ def _micro_batch_batchnorm(lines: Lines, config: PretrainConfig) -> str | None:
     )
 
 
-def _same_patient(lines: Lines, config: PretrainConfig) -> str | None:
-    settled = _settled(lines, config)
-    rate, chance = _recent(settled, "same_patient_nn"), _recent(settled, "same_patient_chance")
-    if rate is None or chance is None or rate < max(SAME_PATIENT, min(0.9, SAME_PATIENT_BY_CHANCE * chance)):
-        return None
-    seen = f"of scans of one patient, {rate:.0%} are nearest to another of the same (by chance {chance:.0%})"
-    probes = [float(line["probe"]) for line in lines if line.get("probe") is not None]
-    if len(probes) < MIN_PROBES:
-        return (
-            f"{seen}: is it anatomy, or scanner and positioning? Probe a label that changes within patients, or a "
-            f"split by site, before trusting the loss"
-        )
-    if not is_flat(probes):
-        return None
-    return (
-        f"{seen} while the probe stays at {probes[-1]:.3f}: an identity shortcut; put scans of one patient under "
-        f"stronger intensity and crop augmentation (views), or train on more patients"
-    )
-
-
-def is_flat(probes: Sequence[float]) -> bool:
-    """Whether the last half is not above the first by more than its scatter explains (from neighbouring differences,
-    which a slow rise does not inflate)."""
-    half = len(probes) // 2
-    gain = sum(probes[-half:]) / half - sum(probes[:half]) / half
-    squares = [(b - a) ** 2 / 2 for a, b in itertools.pairwise(probes)]
-    error = math.sqrt(sum(squares) / len(squares) * 2 / half)
-    return gain <= FLAT_ERRORS * error
-
-
 def _held_out_rising(lines: Lines, config: PretrainConfig) -> str | None:
-    settled = [line for line in _settled(lines, config) if {"held_out_total", "seen_total"} <= set(line)]
+    settled = [line for line in settled_lines(lines, config) if {"held_out_total", "seen_total"} <= set(line)]
     if len(settled) < 2 * RECENT:
         return None
     held = list(_means(settled, "held_out_total"))
@@ -233,7 +177,7 @@ def _means(lines: Lines, name: str) -> Iterator[float]:
 
 
 def _mode_gap(lines: Lines, config: PretrainConfig) -> str | None:
-    gap = _recent(_settled(lines, config), "mode_gap")
+    gap = recent_mean(settled_lines(lines, config), "mode_gap")
     if gap is None or gap <= MAX_MODE_GAP:
         return None
     return (
@@ -264,7 +208,7 @@ def _gradient_vanishes(lines: Lines, config: PretrainConfig) -> str | None:
 
 def _gradients(lines: Lines, config: PretrainConfig) -> tuple[float, float]:
     """The last norm and the median of those before; the same twice while there are too few for a median."""
-    settled = _settled(lines, config)
+    settled = settled_lines(lines, config)
     norms = [line["grad_norm"] for line in settled if "grad_norm" in line]
     if len(norms) <= MIN_GRADIENTS or "grad_norm" not in settled[-1]:
         return 1.0, 1.0
@@ -286,7 +230,8 @@ RULES: dict[str, Callable[[Lines, PretrainConfig], str | None]] = {
     "small_batch": _small_batch,
     "small_batchnorm": _small_batchnorm,
     "micro_batch_batchnorm": _micro_batch_batchnorm,
-    "same_patient": _same_patient,
+    "same_patient": same_patient,
+    "probe_not_above_start": probe_not_above_start,
     "held_out_rising": _held_out_rising,
     "mode_gap": _mode_gap,
     "gradient_explodes": _gradient_explodes,

@@ -1,35 +1,60 @@
-"""An exponential average of the backbone's weights: what the run leaves behind when `train.ema_decay` is set.
+"""An average of the backbone's weights: what a run leaves behind with `train.ema_decay` or `swa_fraction`.
 
-average <- d average + (1 - d) weights after every step, with d = min(decay, (1 + step) / (10 + step)), so that the
-first, random weights are forgotten soon. Buffers (BatchNorm's running statistics) are copied as they are.
+After every step: average <- average + share (weights - average), where the share depends on the step's number alone.
+Exponential (Polyak & Juditsky 1992): 1 - min(decay, (1 + step) / (10 + step)), so that the first, random weights are
+forgotten soon. Stochastic weight averaging (Izmailov et al. 2018): 1 up to a step, from then on 1/2, 1/3, ..., the
+plain mean. Buffers (BatchNorm's running statistics) are copied as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lejepa_med.config.pretraining import TrainConfig
 from lejepa_med.errors import WeightsError
+
+Share = Callable[[int], float]
+"""From the number of a step to what its weights count in the average from then on."""
+
+
+def exponential(decay: float) -> Share:
+    """The newest weights count `1 - decay`; more in the first steps."""
+    assert 0 < decay < 1
+    return lambda step: 1 - min(decay, (1 + step) / (10 + step))
+
+
+def mean_from(first: int) -> Share:
+    """The plain mean of the weights after step number `first` and after all later ones."""
+    return lambda step: 1 / max(1, step - first + 1)
+
+
+def average_of(config: TrainConfig) -> tuple[Share, str] | None:
+    """The average that a config asks for and what it is called; None for none."""
+    if config.ema_decay is not None:
+        return exponential(config.ema_decay), f"exponential average over steps, decay {config.ema_decay:g}"
+    if config.swa_fraction is not None:
+        averaged = max(1, math.ceil(config.swa_fraction * config.steps))
+        return mean_from(config.steps - averaged), f"mean over the last {averaged} steps"
+    return None
 
 
 class WeightAverage:
     """The average of all floating-point parameters of a module in float32, and its present buffers."""
 
-    def __init__(self, backbone: nn.Module, decay: float) -> None:
-        assert 0 < decay < 1
-        self.decay = decay
-        self._backbone = backbone
+    def __init__(self, backbone: nn.Module, share: Share) -> None:
+        self._share, self._backbone = share, backbone
         self._average = {name: value.detach().float().clone() for name, value in backbone.named_parameters()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes in the weights as they are after step number `step`."""
         weights = [value.detach().float() for value in self._backbone.parameters()]
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self._average.values()), weights, 1 - decay)
+        torch._foreach_lerp_(list(self._average.values()), weights, self._share(step))
 
     @torch.no_grad()
     def copy_to(self, backbone: nn.Module) -> None:

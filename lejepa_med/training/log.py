@@ -3,6 +3,7 @@
 RUN/metrics.jsonl      deterministic: step, total, prediction, sigreg, lr, grad_norm
 RUN/timing.jsonl       samples_per_s, data_wait, memory, residency (disk, host, device, dataset)
 RUN/diagnostics.jsonl  every N steps: ranks, spreads, held-out loss, ..., and the codes of the advice that holds
+RUN/probes.jsonl       a line per task of the online probe, if there are any; `step` counts the steps trained
 A number that is not finite is null: JSON has no NaN. What `logging` asks for gets the same numbers, as far as they are.
 """
 
@@ -21,9 +22,9 @@ _TAIL = 16_384  # bytes that hold the last line of any log
 
 
 class RunLog:
-    """Appends to the three files of a run, and to the trackers of its config."""
+    """Appends to the files of a run, and to the trackers of its config; probes.jsonl begins with its first line."""
 
-    NAMES = ("metrics", "timing", "diagnostics")
+    NAMES = ("metrics", "timing", "diagnostics", "probes")
 
     def __init__(self, run: Path, start: int, config: PretrainConfig | None = None) -> None:
         self._trackers: list[Tracker] = [] if config is None else build_trackers(run, start, config)
@@ -32,11 +33,14 @@ class RunLog:
             if file.exists():
                 kept = [line for line in file.read_text().splitlines(keepends=True) if _step(line) < start]
                 file.write_text("".join(kept))
-        self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES}
+        self._run = run
+        self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES if name != "probes"}
 
     def write(self, name: str, **values: Any) -> None:
         """One line, on disk before the next step."""
         strict = {key: None if is_missing(value) else value for key, value in values.items()}
+        if name not in self._streams:
+            self._streams[name] = (self._run / f"{name}.jsonl").open("a")
         self._streams[name].write(json.dumps(strict, allow_nan=False) + "\n")
         self._streams[name].flush()
         if self._trackers:
@@ -63,13 +67,14 @@ class RunLog:
 
 
 def scalars(name: str, line: dict[str, Any]) -> dict[str, float]:
-    """`metrics/total` and the like: what of a line is a number."""
+    """`metrics/total`, `probes/TASK/linear` and the like: what of a line is a number."""
     numbers = {key: value for key, value in line.items() if isinstance(value, int | float) and key != "step"}
-    return {f"{name}/{key}": float(value) for key, value in numbers.items()}
+    prefix = f"{name}/{line['task']}" if "task" in line else name
+    return {f"{prefix}/{key}": float(value) for key, value in numbers.items()}
 
 
 def read_log(run: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of `metrics`, `timing` or `diagnostics`, each with the numbers it has: null is as if not measured."""
+    """The lines of one of `RunLog.NAMES`, each with the numbers it has: null is as if not measured."""
     file = run / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{key: value for key, value in line.items() if not is_missing(value)} for line in lines]

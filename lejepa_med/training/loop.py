@@ -23,6 +23,7 @@ from lejepa_med.distributed import end_together, gather_objects, rank, together
 from lejepa_med.errors import DataError, UserError
 from lejepa_med.objective import LeJEPALoss
 from lejepa_med.training.advice import Adviser
+from lejepa_med.training.background_probe import BackgroundProbe
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.devices import choose_device, peak_memory, uses_bf16
 from lejepa_med.training.log import RunLog, read_log
@@ -47,6 +48,7 @@ def train(
     resume: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
+    probe: BackgroundProbe | None = None,
 ) -> bool:
     """Trains until `train.steps`, or until SIGTERM; True if it came to the end. Resuming is exact to the bit on a CPU.
 
@@ -70,7 +72,9 @@ def train(
     statistics = RunningStatistics(model, wanted=config.train.on_nan == "skip")
     batches = feed(dataset, range(start, steps), config.data, device)
     naming = _naming_the_step(state, lambda: done)
-    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start, config) as log:
+    probing = probe or nullcontext()
+    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start, config) as log, probing:
+        _probe(probe, state, start, log)
         advise = Adviser(config, log.read("diagnostics"), warn)
         ready = _with_views(fed, crop, config.seed, state.check)
         with StepRecord(config.train, _skips(log), log.write, partial(_fail, dataset, state)) as record:
@@ -97,6 +101,7 @@ def train(
                         numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
                     log.write("diagnostics", **numbers, advice=advise(numbers))
                 done = step + 1
+                _probe(probe, state, done, log)
                 if done % config.train.checkpoint_every == 0:
                     record.settle()
                     saved = state.save(done)
@@ -104,9 +109,17 @@ def train(
                     progress("pretrain", done, steps)
         if done > saved:
             state.save(done)
+        if probe is not None and done == steps:
+            log.lines("probes", probe.finished(wait=True))
     if done == steps:
         state.finish()
     return done == steps
+
+
+def _probe(probe: BackgroundProbe | None, state: TrainingState, done: int, log: _Log) -> None:
+    """Begins an online probe that is due, and writes down what one has found meanwhile."""
+    if probe is not None:
+        log.lines("probes", probe.start(done, state.leaving()) if probe.due(done) else probe.finished())
 
 
 Ready = tuple[int, Batch, list[Float[Tensor, "view sample channel ..."]], float]
@@ -129,6 +142,10 @@ class _Log:
     def write(self, name: str, **values: Any) -> None:
         if self._log is not None:
             self._log.write(name, **values)
+
+    def lines(self, name: str, lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            self.write(name, **line)
 
     def read(self, name: str) -> list[dict[str, Any]]:
         return read_log(self._run, name) if self._log is not None else []

@@ -1,7 +1,8 @@
 """One pretraining run, from a config and its data to a run directory:
 
 RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
-RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/  and tensorboard/, as `logging` says
+RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
+RUN/probes.jsonl  and tensorboard/, as `online_probe` and `logging` say
 RUN/backbone.safetensors  and DONE, or STOPPED
 """
 
@@ -30,6 +31,8 @@ from lejepa_med.errors import UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
+from lejepa_med.training.averaging import average_of
+from lejepa_med.training.background_probe import BackgroundProbe, Lines, Measure
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.devices import choose_device, deterministic_kernels
 from lejepa_med.training.initial_weights import load_initial_weights
@@ -50,12 +53,14 @@ class Hooks:
     """What others do for a run, on its first rank alone.
 
     `progress` is told stage, done and total, `warn` each advice when it first holds. `write_views` draws the views of
-    some samples of the first step (per size `[view, sample, channel, *size]`) into a file.
+    some samples of the first step (per size `[view, sample, channel, *size]`) into a file. `probe` measures a backbone
+    in evaluation mode, in a thread beside the training.
     """
 
     progress: Progress | None = None
     warn: Warn | None = None
     write_views: Callable[[list[torch.Tensor], Path], None] | None = None
+    probe: Measure | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Run:
     def advice(self) -> list[Advice]:
         """What still holds at the last line of diagnostics.jsonl, each with a code and one sentence."""
         config = load_config(PretrainConfig, self.path / "config.yaml")
-        return advise(read_log(self.path, "diagnostics"), config)
+        return advise(read_log(self.path, "diagnostics"), config, read_log(self.path, "probes"))
 
 
 def execute(
@@ -109,6 +114,7 @@ def execute(
             resume=resume,
             progress=hooks.progress,
             warn=hooks.warn,
+            probe=_background_probe(config, job, hooks, device),
         )
         with together():
             if finished:
@@ -147,8 +153,9 @@ def _set_up(
     check_folder(out, config, resume)
     if config.train.batch_size < num_ranks():
         raise UserError(f"train.batch_size {config.train.batch_size}: too small for {num_ranks()} ranks")
-    if config.train.ema_decay is not None and config.train.parallel == "fsdp" and num_ranks() > 1:
-        raise UserError("train.ema_decay: weights in shards are not averaged; use train.parallel: ddp, or null")
+    if average_of(config.train) is not None and config.train.parallel == "fsdp" and num_ranks() > 1:
+        name = "ema_decay" if config.train.ema_decay is not None else "swa_fraction"
+        raise UserError(f"train.{name}: weights in shards are not averaged; use train.parallel: ddp, or null")
     size = base_size(config, source)
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
@@ -164,6 +171,25 @@ def _set_up(
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
     views = first_views(config, dataset, backbone.in_channels)
     return _Job(backbone, model, spec, seen, record, dataset, held_out, views)
+
+
+def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: torch.device) -> BackgroundProbe | None:
+    """Measures the backbone as the run would leave it: BatchNorm statistics are those of inference."""
+    if not config.online_probe.tasks:
+        return None
+    measure, settings = hooks.probe, config.online_probe
+    if measure is None:
+        return BackgroundProbe(None, None, settings.every, config.train.steps)
+    backbone = copy.deepcopy(job.backbone).to(device)
+    backbone.spec = job.spec
+
+    def measured(backbone: Backbone, check: Callable[[], None]) -> Lines:
+        batches = inference_batches(job.seen, job.spec.inference, device)
+        check()
+        reestimate_batchnorm(backbone, batches)
+        return measure(backbone, check)
+
+    return BackgroundProbe(backbone, measured, settings.every, config.train.steps, hooks.warn)
 
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> None:
@@ -184,8 +210,9 @@ def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone |
             "series": len(job.seen.keys),
             "steps": config.train.steps,
         }
-        if config.train.ema_decay is not None:
-            provenance["weights"] = f"exponential average over steps, decay {config.train.ema_decay:g}"
+        average = average_of(config.train)
+        if average is not None:
+            provenance["weights"] = average[1]
         model = None if is_own else config.model
         save_backbone(out / "backbone.safetensors", trained, model, job.spec, provenance)
     (out / ("STOPPED" if trained is None else "DONE")).touch()

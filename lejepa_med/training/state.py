@@ -9,11 +9,12 @@ from pathlib import Path
 from types import TracebackType
 
 import torch
+from torch import Tensor
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.distributed import gather_objects, rank, together
 from lejepa_med.randomness import generator
-from lejepa_med.training.averaging import WeightAverage
+from lejepa_med.training.averaging import WeightAverage, average_of
 from lejepa_med.training.checkpoint import Checkpoints
 from lejepa_med.training.checkpoint_file import load_checkpoint
 from lejepa_med.training.log import read_log
@@ -31,8 +32,8 @@ class TrainingState:
     def __init__(self, model: Pretrainer, optimizer: torch.optim.Optimizer, config: PretrainConfig, run: Path) -> None:
         self.model, self.optimizer, self.config, self.run = model, optimizer, config, run
         self.device = next(model.parameters()).device
-        decay = config.train.ema_decay
-        self._average = None if decay is None else WeightAverage(model.backbone, decay)
+        average = average_of(config.train)
+        self._average = None if average is None else WeightAverage(model.backbone, average[0])
         self._checkpoints = Checkpoints(run, config.train.keep_checkpoints) if rank() == 0 else None
 
     def begin(self) -> int:
@@ -45,6 +46,11 @@ class TrainingState:
         """Takes the weights after this step into their average. A step that was left out counts with what it left."""
         if self._average is not None:
             self._average.update(step)
+
+    def leaving(self) -> dict[str, Tensor]:
+        """The backbone's state as the run would leave it now. All ranks call it."""
+        weights: dict[str, Tensor] = whole(self.model.backbone.state_dict())
+        return weights if self._average is None else weights | self._average.state_dict()
 
     def finish(self) -> None:
         """Gives the backbone its averaged weights, if they were asked for."""

@@ -13,8 +13,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from lejepa_med.backbones import Backbone, build
-from lejepa_med.config.evaluation import EvaluationDataConfig, RunEncoder, TaskConfig
+from lejepa_med.config.evaluation import EvaluationDataConfig, RunEncoder
 from lejepa_med.config.pretraining import HoldoutConfig, ModelConfig
+from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache, entry_name, entry_path, file_digest, write_entry, write_settings
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.weights import save_backbone

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lejepa_med.config.evaluation import TaskConfig
+from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.privacy import load_salt, patient_key
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.label_paths import series_of_paths

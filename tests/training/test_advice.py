@@ -17,7 +17,8 @@ from lejepa_med.cli.main import main
 from lejepa_med.data.dataset import DatasetSource
 from lejepa_med.objective import SIGReg
 from lejepa_med.training.advice import Advice, Adviser, advise
-from lejepa_med.training.advice_rules import RULES, is_flat
+from lejepa_med.training.advice_probe import is_flat
+from lejepa_med.training.advice_rules import RULES
 from lejepa_med.training.log import read_log
 from lejepa_med.training.monitor import diagnose, mode_gap, slice_statistics
 
@@ -173,12 +174,32 @@ def test_scans_that_the_patient_alone_decides(tmp_path: Path) -> None:
     text = sentence(run.advice(), "same_patient")
     assert "are nearest to another of the same (by chance 3%): is it anatomy, or scanner and positioning?" in text
     lines = [line(step, same_patient_nn=0.95) for step in range(200, 1000, 100)]
-    flat = [numbers | {"probe": 0.7 + 0.01 * (-1) ** place} for place, numbers in enumerate(lines)]
-    rising = [numbers | {"probe": 0.6 + 0.03 * place} for place, numbers in enumerate(lines)]
-    text = sentence(advise(flat, CONFIG), "same_patient")
+    flat = probed([0.7 + 0.01 * (-1) ** place for place in range(8)])
+    rising = probed([0.6 + 0.03 * place for place in range(8)])
+    text = sentence(advise(lines, CONFIG, flat), "same_patient")
     assert text.startswith("of scans of one patient, 95% are nearest to another of the same (by chance 2%) while the")
     assert "while the probe stays at 0.690: an identity shortcut" in text
-    assert codes(rising) == []
+    assert [advice.code for advice in advise(lines, CONFIG, rising)] == []
+
+
+def probed(scores: list[float], first: int = 200) -> list[dict[str, Any]]:
+    """Lines of two tasks, of which the first counts."""
+    steps = range(first, first + 100 * len(scores), 100)
+    return [
+        {"step": step, "task": task, "linear": score if task == "grade" else 0.0}
+        for step, score in zip(steps, scores, strict=True)
+        for task in ("grade", "other")
+    ]
+
+
+def test_a_probe_that_is_no_better_than_fresh_weights() -> None:
+    lines = [line(step) for step in range(200, 1000, 100)]
+    text = sentence(advise(lines, CONFIG, probed([0.4, 0.5, 0.4, 0.41, 0.38, 0.4, 0.39], 0)), "probe_not_above_start")
+    assert text.startswith(
+        "the online probe of grade is at 0.390 (mean of the last 3) and was 0.400 with fresh weights"
+    )
+    for better in (probed([0.4, 0.4, 0.4, 0.4, 0.4, 0.4, 0.5], 0), probed([0.4] * 7), probed([0.4] * 5, 0)):
+        assert [advice.code for advice in advise(lines, CONFIG, better)] == []
 
 
 def test_flat_means_no_gain_beyond_its_scatter() -> None:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from small_runs import small_run
 from torch import nn
 
+from lejepa_med.config.pretraining import TrainConfig
 from lejepa_med.errors import UserError, WeightsError
-from lejepa_med.training.averaging import WeightAverage
+from lejepa_med.training.averaging import WeightAverage, average_of, exponential, mean_from
 from lejepa_med.training.checkpoint_file import digest_file, load_checkpoint
 from lejepa_med.weights import read_description
 from lejepa_med.whole_files import file_digest
@@ -30,7 +31,7 @@ def test_closed_form() -> None:
     module, decay, steps = network(), 0.5, 30
     with torch.no_grad():
         module[0].weight.zero_()
-    average = WeightAverage(module, decay)
+    average = WeightAverage(module, exponential(decay))
     expected = 0.0
     for step in range(steps):
         with torch.no_grad():
@@ -43,10 +44,36 @@ def test_closed_form() -> None:
     assert module[0].weight.unique().tolist() == [steps], "the weights that train are left alone"
 
 
+def test_the_mean_of_the_last_steps_is_plain() -> None:
+    """10 steps, the last 2.5 of them rounded up to 3: the mean of the weights after each, whatever came before."""
+    chosen = average_of(TrainConfig(steps=10, swa_fraction=0.25))
+    assert chosen is not None and chosen[1] == "mean over the last 3 steps"
+    module = network()
+    average = WeightAverage(module, chosen[0])
+    weights = [torch.randn(3, 2) for _ in range(10)]
+    for step, weight in enumerate(weights):
+        with torch.no_grad():
+            module[0].weight.copy_(weight)
+        average.update(step)
+        if step < 7:
+            torch.testing.assert_close(average.state_dict()["0.weight"], weight)
+    torch.testing.assert_close(average.state_dict()["0.weight"], torch.stack(weights[-3:]).mean(0))
+
+
+def test_all_steps_or_a_single_one_can_be_averaged() -> None:
+    for fraction, first in ((1.0, 0), (1e-6, 9)):
+        chosen = average_of(TrainConfig(steps=10, swa_fraction=fraction))
+        assert chosen is not None
+        assert [chosen[0](step) for step in range(10)] == [mean_from(first)(step) for step in range(10)]
+    assert average_of(TrainConfig()) is None
+    with pytest.raises(ValueError, match="two averages of the weights"):
+        TrainConfig(ema_decay=0.9, swa_fraction=0.5)
+
+
 def test_the_first_step_leaves_a_tenth_of_the_first_weights() -> None:
     module = network()
     before = module[0].bias.detach().clone()
-    average = WeightAverage(module, 0.999)
+    average = WeightAverage(module, exponential(0.999))
     with torch.no_grad():
         module[0].bias.add_(1)
     average.update(0)
@@ -56,7 +83,7 @@ def test_the_first_step_leaves_a_tenth_of_the_first_weights() -> None:
 def test_copies_weights_and_buffers() -> None:
     module, other = network(0).double(), network(1)
     module(torch.rand(5, 2).double())
-    average = WeightAverage(module, 0.9)
+    average = WeightAverage(module, exponential(0.9))
     average.copy_to(other)
     assert torch.equal(other[0].weight, module[0].weight.float())
     assert torch.equal(other[1].running_mean, module[1].running_mean.float())
@@ -68,13 +95,20 @@ def test_copies_weights_and_buffers() -> None:
 
 
 def test_state_of_another_network_is_refused() -> None:
-    average, before = WeightAverage(network(), 0.9), WeightAverage(network(), 0.9).state_dict()
-    wrong: list[dict[str, Any]] = [{}, {"0.weight": before["0.weight"]}, WeightAverage(network(0, 4), 0.9).state_dict()]
+    average, before = (
+        WeightAverage(network(), exponential(0.9)),
+        WeightAverage(network(), exponential(0.9)).state_dict(),
+    )
+    wrong: list[dict[str, Any]] = [
+        {},
+        {"0.weight": before["0.weight"]},
+        WeightAverage(network(0, 4), exponential(0.9)).state_dict(),
+    ]
     for state in (*wrong, before | {"0.bias": None}, before | {"more": torch.zeros(1)}):
         with pytest.raises(WeightsError, match="it is of another network"):
             average.load_state_dict(state)
     assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
-    fresh = WeightAverage(network(1), 0.9)
+    fresh = WeightAverage(network(1), exponential(0.9))
     fresh.load_state_dict(before)
     assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
 
@@ -87,24 +121,32 @@ def leave_at(run: Path, step: int) -> None:
     (run / "DONE").unlink(missing_ok=True)
 
 
-def test_a_run_leaves_the_average_also_when_resumed(tmp_path: Path) -> None:
-    run = small_run(tmp_path / "run", train=TRAIN).path
+SWA = TRAIN | {"ema_decay": None, "swa_fraction": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("train", "name"),
+    [(TRAIN, "exponential average over steps, decay 0.6"), (SWA, "mean over the last 2 steps")],
+    ids=["exponential", "mean"],
+)
+def test_a_run_leaves_the_average_also_when_resumed(tmp_path: Path, train: dict[str, Any], name: str) -> None:
+    run = small_run(tmp_path / "run", train=train).path
     plain = small_run(tmp_path / "plain", train=TRAIN | {"ema_decay": None}).path
     assert (run / "metrics.jsonl").read_bytes() == (plain / "metrics.jsonl").read_bytes(), "training is the same"
     left, last = load_file(run / "backbone.safetensors"), load_file(plain / "backbone.safetensors")
     state = load_checkpoint(run / "checkpoints")
-    for name, value in state["average"].items():
-        assert torch.equal(left[name], value) and not torch.equal(value, last[name])
-        assert torch.equal(last[name], state["model"][f"backbone.{name}"])
+    for key, value in state["average"].items():
+        assert torch.equal(left[key], value) and not torch.equal(value, last[key])
+        assert torch.equal(last[key], state["model"][f"backbone.{key}"])
     assert "norm.running_mean" in left
     described = read_description(run / "backbone.safetensors")["provenance"]
-    assert described["weights"] == "exponential average over steps, decay 0.6"
+    assert described["weights"] == name
     assert "weights" not in read_description(plain / "backbone.safetensors")["provenance"]
     before = (run / "backbone.safetensors").read_bytes()
     for step in (2, 4):  # 4: nothing is left to train
         leave_at(run, step)
         (run / "backbone.safetensors").unlink()
-        assert small_run(run, train=TRAIN, resume=True).finished
+        assert small_run(run, train=train, resume=True).finished
         assert (run / "backbone.safetensors").read_bytes() == before
 
 

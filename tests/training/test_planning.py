@@ -12,7 +12,7 @@ import torch
 from lejepa_med.backbones import build
 from lejepa_med.config import PlanConfig, PretrainConfig, validate
 from lejepa_med.training import planning_probe
-from lejepa_med.training.averaging import WeightAverage
+from lejepa_med.training.averaging import WeightAverage, exponential
 from lejepa_med.training.checkpoint import Checkpoints
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.model_cost import model_cost
@@ -107,7 +107,7 @@ def test_checkpoints_are_as_large_as_planned(tmp_path: Any, decay: float | None)
     optimizer = build_optimizer(model, config.optim, is_vit=False)
     model([torch.rand(2, 2, 1, 16, 16, 16)])[1].sum().backward()
     optimizer.step()
-    average = None if decay is None else WeightAverage(model.backbone, decay).state_dict()
+    average = None if decay is None else WeightAverage(model.backbone, exponential(decay)).state_dict()
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state)
