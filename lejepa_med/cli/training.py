@@ -77,4 +77,7 @@ def last_numbers(run: Path) -> str:
         words.append(f"data wait {timing['data_wait']:.0%}")
     if "memory" in timing:
         words.append(in_words(int(timing["memory"])))
+    probe = last_line(run, "probes")
+    if "linear" in probe:
+        words.append(f"probe {probe['task']} {probe['linear']:.3g} at step {probe['step']}")
     return "".join(f" | {word}" for word in words)

@@ -98,6 +98,9 @@ class FinetuneRecipe(Frozen):
     batch_size: int = Field(16, ge=2, description="volumes")
     lr: float = Field(1e-3, gt=0, description="of the new head")
     backbone_lr_factor: float = Field(0.3, ge=0, description="learning rate of the backbone / that of the head")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="each block (ViT) or stage (CNN) learns this much slower than the one behind it"
+    )
     weight_decay: float = Field(1e-2, ge=0, description="none on biases and norms")
     shift_voxels: int = Field(2, ge=0, description="augmentation: random shifts up to this many voxels")
     precision: Literal["auto", "bf16", "float32"] = Field("auto", description="auto: bf16 autocast where it is fast")

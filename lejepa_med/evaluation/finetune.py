@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lejepa_med.backbones import Backbone
+from lejepa_med.backbones.depth import layer_numbers
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config.evaluation import FinetuneRecipe
 from lejepa_med.evaluation.device import use_bf16
@@ -89,7 +91,7 @@ def _train(
     generator = np.random.default_rng([task.seed, 1])
     per_epoch = max(1, min(round(len(target) / recipe.batch_size), len(target) // 2))
     steps = max(recipe.epochs * per_epoch, recipe.min_steps)
-    optimizer = _optimizer(model, recipe)
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     class_weight = None
     if task.classes:
@@ -123,13 +125,20 @@ def _batches(generator: np.random.Generator, rows: int, per_epoch: int, steps: i
             done += 1
 
 
-def _optimizer(model: Classifier, recipe: FinetuneRecipe) -> torch.optim.Optimizer:
-    groups = []
-    for module, lr in ((model.head, recipe.lr), (model.backbone, recipe.lr * recipe.backbone_lr_factor)):
-        for decayed in (True, False):
-            parameters = [p for p in module.parameters() if (p.ndim > 1) == decayed]
-            groups.append({"params": parameters, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0})
-    return torch.optim.AdamW([group for group in groups if group["params"]])
+def parameter_groups(model: Classifier, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+    """Head, then the backbone by layer: the last learns at `backbone_lr_factor` of the head, each before it slower."""
+    layer = layer_numbers(model.backbone)
+    rate = recipe.lr * recipe.backbone_lr_factor
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in model.head.parameters():
+        groups.setdefault((recipe.lr, parameter.ndim > 1), []).append(parameter)
+    for name, parameter in model.backbone.named_parameters():
+        lr = rate * recipe.layer_decay ** (max(layer.values()) - layer[name])
+        groups.setdefault((lr, parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0}
+        for (lr, decayed), parameters in groups.items()
+    ]
 
 
 def shifted(

@@ -133,8 +133,9 @@ def protocol_paragraphs(benchmark: Benchmark) -> list[str]:
         paragraphs.append(
             f"Fine-tuning trains the whole network and a new head: AdamW, {recipe.epochs} epochs and at least "
             f"{recipe.min_steps} steps, batches of {recipe.batch_size}, learning rate {recipe.lr:g} for the head and "
-            f"{recipe.backbone_lr_factor:g} of it for the backbone, weight decay {recipe.weight_decay:g}, shifts up to "
-            f"{recipe.shift_voxels} voxels; {config.finetune_seeds} seeds, the same recipe for every encoder."
+            f"{recipe.backbone_lr_factor:g} of it for the backbone{_layers(recipe.layer_decay)}, "
+            f"weight decay {recipe.weight_decay:g}, shifts up to {recipe.shift_voxels} voxels; "
+            f"{config.finetune_seeds} seeds, the same recipe for every encoder."
         )
     paragraphs.append(
         "Intervals are 95 % percentile intervals of 2,000 bootstrap draws of test patients, each scored per seed and "
@@ -196,3 +197,7 @@ def listing(items: Sequence[str]) -> str:
 def method_title(method: str) -> str:
     """`Full fine-tuning`, `Frozen, linear probe` or `Frozen, k-NN`."""
     return METHODS[method][0].upper() + METHODS[method][1:]
+
+
+def _layers(decay: float) -> str:
+    return "" if decay == 1 else f", times {decay:g} for each layer towards the input"

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med.config import PretrainConfig, load_config
+from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError
 
+_PROBED = {f"online_probe.{name}" for name in OnlineProbeConfig.model_fields}
 MOVABLE = {
     "workers",
     "prefetch",
@@ -35,7 +37,9 @@ def check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
             raise DataError(f"run {out}: nothing to resume there")
         before, now = load_config(PretrainConfig, file), config
         changed = [
-            key for key in _differences(before.model_dump(), now.model_dump()) if key.split(".")[-1] not in MOVABLE
+            key
+            for key in _differences(before.model_dump(), now.model_dump())
+            if key.split(".")[-1] not in MOVABLE and key not in _PROBED
         ]
         if changed:
             raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")

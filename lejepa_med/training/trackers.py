@@ -75,7 +75,8 @@ def _require(name: str, key: str) -> Any:
 
 def _settings(config: PretrainConfig) -> dict[str, Any]:
     """Dotted settings without the paths of a hospital's disk."""
-    return {key: value for key, value in _flat(config.model_dump()) if not isinstance(value, Path)}
+    settings = config.model_dump(exclude={"online_probe": {"tasks"}})  # which name files of labels
+    return {key: value for key, value in _flat(settings) if not isinstance(value, Path)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

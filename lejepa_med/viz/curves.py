@@ -6,7 +6,9 @@ bound. The loss falls smoothly while a backbone collapses, so the ranks stand be
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from lejepa_med.viz.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SOFT, V
 GAUSSIAN_REFERENCE = 1.0525
 """E[SIGReg] of independent N(0, 1) samples, trapezoid with 17 knots over [0, 3]."""
 PANELS = ("prediction", "sigreg", "total", "lr", "ranks", "grad_norm")
+"""What every run has; one with an online probe has a panel `probe` too."""
 _TITLES = {
     "prediction": "Prediction term",
     "sigreg": "SIGReg",
@@ -28,7 +31,9 @@ _TITLES = {
     "lr": "Learning rate",
     "ranks": "Effective rank",
     "grad_norm": "Gradient norm",
+    "probe": "Online probe, training patients",
 }
+_METRICS = {"balanced_accuracy": "balanced accuracy", "r2": "R²"}
 _COLOURS = {"prediction": BLUE, "sigreg": GREEN, "total": INK, "lr": ORANGE, "grad_norm": VERMILION}
 _UNITS = {"ranks": "dimensions in use"}
 _SHOWN = 3000  # raw points; more only make the file larger
@@ -37,25 +42,31 @@ Lines = Sequence[dict[str, Any]]
 
 
 def loss_curves(run: Path) -> Figure:
-    """Six panels over the steps of a run: the loss, its two parts, learning rate, effective ranks, gradient norm.
+    """Panels over the steps of a run: the loss, its two parts, learning rate, effective ranks, gradient norm, and the
+    online probe if there was one.
 
     Raises:
         DataError: the run has no metrics.jsonl.
     """
-    metrics, diagnostics = _read(run)
-    figure = new_figure(9.6, 5.2)
-    for axes, name in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
-        _draw(axes, name, metrics, diagnostics)
+    record = _read(run)
+    names = _panels(record)
+    columns = -(-len(names) // 2)
+    figure = new_figure(3.2 * columns, 5.2)
+    grid = list(figure.subplots(2, columns).flat)
+    for axes, name in zip(grid, names, strict=False):
+        _draw(axes, name, record)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
     return figure
 
 
 def curve_panels(run: Path) -> dict[str, Figure]:
     """The same panels, each as a figure of its own, for pages that flow."""
-    metrics, diagnostics = _read(run)
+    record = _read(run)
     figures = {}
-    for name in PANELS:
+    for name in _panels(record):
         figures[name] = new_figure(3.6, 2.6)
-        _draw(figures[name].subplots(), name, metrics, diagnostics)
+        _draw(figures[name].subplots(), name, record)
     return figures
 
 
@@ -72,21 +83,36 @@ def mixing_weight(metrics: Lines) -> float:
     return float(np.median((total - prediction)[apart] / (sigreg - prediction)[apart])) if apart.any() else 0.0
 
 
-def _read(run: Path) -> tuple[Lines, Lines]:
+@dataclass(frozen=True)
+class _Record:
+    metrics: Lines
+    diagnostics: Lines
+    probes: Lines
+
+
+def _read(run: Path) -> _Record:
     metrics = read_log(run, "metrics")
     if not metrics:
         raise DataError("run: its metrics.jsonl is missing or empty; curves need the record of the training")
-    return metrics, read_log(run, "diagnostics")
+    return _Record(metrics, read_log(run, "diagnostics"), read_log(run, "probes"))
+
+
+def _panels(record: _Record) -> tuple[str, ...]:
+    return (*PANELS, "probe") if record.probes else PANELS
 
 
 def _column(lines: Lines, name: str) -> Array:
     return np.array([line.get(name, np.nan) for line in lines], dtype=np.float64)
 
 
-def _draw(axes: Any, name: str, metrics: Lines, diagnostics: Lines) -> None:
+def _draw(axes: Any, name: str, record: _Record) -> None:
+    metrics = record.metrics
     tidy(axes, _TITLES[name], "step", _UNITS.get(name, ""))
+    if name == "probe":
+        _draw_probes(axes, record.probes)
+        return
     if name == "ranks":
-        _draw_ranks(axes, diagnostics)
+        _draw_ranks(axes, record.diagnostics)
     else:
         _draw_metric(axes, _column(metrics, "step"), _column(metrics, name), _COLOURS[name], smooth=name != "lr")
     if name == "lr":
@@ -123,6 +149,23 @@ def _draw_ranks(axes: Any, diagnostics: Lines) -> None:
         steps, values = _column(diagnostics, "step"), _column(diagnostics, name)
         axes.plot(steps, values, style, color=colour, marker=marker, markersize=3, linewidth=1.4, label=label)
     axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=SOFT)
+
+
+def _draw_probes(axes: Any, probes: Lines) -> None:
+    """A colour per task; linear and k-NN probe, which begin with those of the fresh weights."""
+    tasks = list(dict.fromkeys(line["task"] for line in probes))
+    colours = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, GREY)
+    for task, colour in zip(tasks, itertools.cycle(colours), strict=False):
+        lines = [line for line in probes if line["task"] == task]
+        for name, label, style in (("linear", "linear", "-"), ("knn", "k-NN", "--")):
+            label = label if len(tasks) == 1 else f"{task}, {label}"
+            axes.plot(
+                _column(lines, "step"), _column(lines, name), style, color=colour, marker="o", markersize=3,
+                linewidth=1.4, label=label,
+            )  # fmt: skip
+    metrics = dict.fromkeys(str(line["metric"]) for line in probes)
+    axes.set_ylabel(", ".join(_METRICS.get(name, name) for name in metrics))
     axes.legend(fontsize=7.5, frameon=False, labelcolor=SOFT)
 
 

@@ -92,3 +92,5 @@ def test_the_line_of_progress_ends_in_the_newest_numbers(tmp_path: Path) -> None
     assert last_numbers(tmp_path) == (
         " | loss 2.5 | prediction 0.25 | sigreg 40 | 12.3 samples/s | data wait 5% | 2.5 GB"
     )
+    (tmp_path / "probes.jsonl").write_text('{"step": 0, "task": "grade", "linear": 0.3333333, "knn": null}\n')
+    assert last_numbers(tmp_path).endswith("5% | 2.5 GB | probe grade 0.333 at step 0")

@@ -9,7 +9,7 @@ import torch
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config.evaluation import FinetuneRecipe
 from lejepa_med.evaluation.encoders import window_store
-from lejepa_med.evaluation.finetune import FinetuneTask, finetune, shifted
+from lejepa_med.evaluation.finetune import Classifier, FinetuneTask, finetune, parameter_groups, shifted
 from lejepa_med.evaluation.metrics import r2, scores
 from lejepa_med.evaluation.window_store import WindowStore
 
@@ -101,3 +101,16 @@ def test_batchnorm_statistics_are_the_mean_over_batches() -> None:
     before = norm.running_mean.clone()
     reestimate_batchnorm(network, [])
     assert torch.equal(norm.running_mean, before)
+
+
+def test_layers_learn_slower_towards_the_input() -> None:
+    model = Classifier(tiny_backbone(), 2)
+    recipe = FinetuneRecipe(lr=1.0, backbone_lr_factor=0.5, layer_decay=0.1)
+    rate = {id(p): group["lr"] for group in parameter_groups(model, recipe) for p in group["params"]}
+    assert len(rate) == len(list(model.parameters()))
+    assert {rate[id(p)] for p in model.head.parameters()} == {1.0}
+    for name, parameter in model.backbone.named_parameters():
+        stage = int(name[len("net.layer")]) if name.startswith("net.layer") else 0
+        assert rate[id(parameter)] == pytest.approx(0.5 * 0.1 ** (4 - stage)), name
+    plain = parameter_groups(model, FinetuneRecipe(lr=1.0, backbone_lr_factor=0.5))
+    assert {(group["lr"], group["weight_decay"]) for group in plain} == {(1, 0.01), (1, 0), (0.5, 0.01), (0.5, 0)}

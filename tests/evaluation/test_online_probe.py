@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import balanced_accuracy_score, r2_score
 from sklearn.neighbors import KNeighborsClassifier
+from torch.utils.data import TensorDataset
 
 from lejepa_med.api import Run, open_source, pretrain, run_pretraining
 from lejepa_med.config import PretrainConfig
-from lejepa_med.data.dataset import Item
 from lejepa_med.data.splits import is_held_out
 from lejepa_med.errors import ConfigError, DataError
 from lejepa_med.evaluation import online_probe
@@ -40,7 +41,7 @@ def config_of(archive: Archive, **changes: Any) -> PretrainConfig:
         },
         "train": {"steps": 5, "batch_size": 8, "precision": "float32", "device": "cpu", "checkpoint_every": 3},
         "inference": {"window": [SIDE] * 3, "pitch_mm": 2.0},
-        "logging": {"tensorboard": "never"},
+        "logging": {"tensorboard": False},
         "online_probe": {"tasks": tasks, "every": 2},
     }  # fmt: skip
     return PretrainConfig.model_validate({key: {**value, **changes.get(key, {})} for key, value in settings.items()})
@@ -123,6 +124,7 @@ def test_a_run_with_probes_is_the_run_without(archive: Archive, tmp_path: Path) 
     (run.path / "checkpoints" / "latest").write_text("step_3.pt")
     for name in ("DONE", "backbone.safetensors"):
         (run.path / name).unlink()
+    config = config_of(archive, online_probe={"every": 4})
     train(config, run.path, resume=True)
     assert (run.path / "backbone.safetensors").read_bytes() == (without.path / "backbone.safetensors").read_bytes()
     again = read_log(run.path, "probes")
@@ -139,7 +141,7 @@ def test_averaged_weights_are_probed_where_the_run_leaves_them(archive: Archive,
 
 
 def test_a_probe_that_fails_ends_nothing(archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("patient Jane Doe")
 
     monkeypatch.setattr(online_probe, "extract_features", fail)
@@ -152,7 +154,8 @@ def test_a_probe_that_fails_ends_nothing(archive: Archive, tmp_path: Path, monke
 
 
 def test_labels_and_data_are_checked_before_anything_is_written(archive: Archive, tmp_path: Path) -> None:
-    few = archive.truth.drop_duplicates("patient_key").head(6)
+    kept = archive.truth[~is_held_out(archive.truth["patient_key"], HOLDOUT.test_fraction, HOLDOUT.seed)]
+    few = kept.drop_duplicates("patient_key").head(6)
     few.to_csv(tmp_path / "few.csv", index=False)
     for labels, column, message in (
         (tmp_path / "few.csv", "bright", r"task t has labels of \d patients that are not kept for testing; 10 are"),
@@ -165,8 +168,7 @@ def test_labels_and_data_are_checked_before_anything_is_written(archive: Archive
         assert not (tmp_path / "run").exists()
     task = archive.task("bright").model_dump()
     with pytest.raises(ConfigError, match=r"online_probe: probes scans of a cache"):
-        pretrain([Item(np.zeros((1, 4, 4, 4), np.uint8), (1.0,) * 3, False, "x")], out=tmp_path / "run",
-                 online_probe={"tasks": [task]})  # fmt: skip
+        pretrain(TensorDataset(torch.zeros(9, 1, 24, 24, 24)), out=tmp_path / "run", online_probe={"tasks": [task]})
     with pytest.raises(ValueError, match="two tasks have the same name"):
         config_of(archive, online_probe={"tasks": [task, task]})
 

@@ -15,6 +15,7 @@ from small_runs import settings, small_run
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from lejepa_med.config import PretrainConfig
+from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.training import trackers
 from lejepa_med.training.log import RunLog, last_line
@@ -121,6 +122,8 @@ def test_wandb_is_offline_gets_no_path_and_goes_on_as_the_same_run(
     tmp_path: Path, wandb: list[tuple[dict[str, Any], FakeRun]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = settings(logging={"wandb": "heads"}, data={"cache": "/hospital/doe", "monitor_fraction": 0.0})
+    task = {"name": "grade", "labels": "/hospital/doe/labels.csv", "column": "grade"}
+    config = config.model_copy(update={"online_probe": OnlineProbeConfig(tasks=[task])})
     with RunLog(tmp_path, 0, config) as log:
         log.write("metrics", step=0, total=1.5)
     monkeypatch.setenv("WANDB_MODE", "online")

@@ -162,6 +162,19 @@ def test_curves_hold_the_reference_lines_and_the_record(tmp_path: Path) -> None:
     feature_rank = axes["Effective rank"].lines[0]
     np.testing.assert_allclose(feature_rank.get_ydata(), [10, 20, 30, 40, 50, 60])
     assert list(curve_panels(tmp_path)) == ["prediction", "sigreg", "total", "lr", "ranks", "grad_norm"]
+    steps = (0, 30, 60)
+    probes = [
+        {"step": step, "task": task, "metric": metric, "linear": 0.2 + step / 100, "knn": 0.1}
+        for step in steps
+        for task, metric in (("grade", "balanced_accuracy"), ("age", "r2"))
+    ]
+    (tmp_path / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in probes))
+    panel = curve_panels(tmp_path)["probe"].axes[0]
+    assert [line.get_label() for line in panel.lines] == ["grade, linear", "grade, k-NN", "age, linear", "age, k-NN"]
+    np.testing.assert_allclose(panel.lines[0].get_ydata(), [0.2, 0.5, 0.8])
+    assert panel.get_ylabel() == "balanced accuracy, R²"
+    drawn = [axes.get_title(loc="left") for axes in loss_curves(tmp_path).axes if axes.axison]
+    assert len(drawn) == 7 and drawn[-1] == "Online probe, training patients"
 
 
 def test_lambda_is_read_from_the_record() -> None:
