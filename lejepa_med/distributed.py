@@ -7,6 +7,7 @@ What autograd goes through is one thing: a mean over all samples of all ranks. T
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from lejepa_med.errors import UserError
 TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for another before it gives up: reading volumes into memory takes some ranks longer."""
 _HOST = torch.device("cpu")
-_alone = False
+_alone = threading.local()
 
 
 def num_ranks() -> int:
@@ -43,7 +44,7 @@ def started_ranks() -> int:
 
 
 def _several() -> bool:
-    return not _alone and dist.is_available() and dist.is_initialized()
+    return not getattr(_alone, "here", False) and dist.is_available() and dist.is_initialized()
 
 
 @contextmanager
@@ -67,13 +68,12 @@ def join_ranks(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process counts as the only one: losses and moments are those of what it holds."""
-    global _alone
-    before, _alone = _alone, True
+    """Inside, in this thread, this process counts as the only one: losses and moments are those of what it holds."""
+    before, _alone.here = getattr(_alone, "here", False), True
     try:
         yield
     finally:
-        _alone = before
+        _alone.here = before
 
 
 @contextmanager

@@ -184,10 +184,11 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
     backbone.spec = job.spec
 
     def measured(backbone: Backbone, check: Callable[[], None]) -> Lines:
-        batches = inference_batches(job.seen, job.spec.inference, device)
-        check()
-        reestimate_batchnorm(backbone, batches)
-        return measure(backbone, check)
+        with alone():  # the other ranks go on training
+            batches = inference_batches(job.seen, job.spec.inference, device)
+            check()
+            reestimate_batchnorm(backbone, batches)
+            return measure(backbone, check)
 
     return BackgroundProbe(backbone, measured, settings.every, config.train.steps, hooks.warn)
 
