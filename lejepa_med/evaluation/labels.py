@@ -136,7 +136,8 @@ def _require_column(task: TaskConfig, frame: pd.DataFrame, column: str) -> None:
 def _index(task: TaskConfig, index: Path | None, reason: str) -> Path:
     if index is None:
         raise DataError(
-            f"task {task.name}: labels by {reason} need the index; set its folder (`data.index`, in pretraining `online_probe.index`)"
+            f"task {task.name}: labels by {reason} need the index; set its folder (`data.index`, in pretraining "
+            f"`online_probe.index`)"
         )
     return index
 

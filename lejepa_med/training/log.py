@@ -51,10 +51,9 @@ class RunLog:
         for tracker in list(self._trackers):
             try:
                 tracker.scalars(step, numbers)
-            except Exception as error:  # its text may name hosts and paths
+            except Exception as error:
                 self._trackers.remove(tracker)
-                name, kind = type(tracker).__name__, type(error).__name__
-                warnings.warn(f"{name} takes no more numbers from step {step} on ({kind})", stacklevel=3)
+                _warn(tracker, f"takes no more numbers from step {step} on", error)
 
     def __enter__(self) -> RunLog:
         return self
@@ -63,7 +62,15 @@ class RunLog:
         for stream in self._streams.values():
             stream.close()
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except Exception as error:
+                _warn(tracker, "may lack the last numbers", error)
+
+
+def _warn(tracker: Tracker, what: str, error: Exception) -> None:
+    """Not in the error's own words, which may name hosts and paths."""
+    warnings.warn(f"{type(tracker).__name__} {what} ({type(error).__name__})", stacklevel=4)
 
 
 def scalars(name: str, line: dict[str, Any]) -> dict[str, float]:

@@ -41,6 +41,7 @@ from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
 from lejepa_med.training.run_folder import check_folder
+from lejepa_med.training.trackers import require_trackers
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.weights import load_backbone, save_backbone
 
@@ -151,6 +152,7 @@ def _set_up(
     hooks: Hooks,
 ) -> _Job:
     check_folder(out, config, resume)
+    require_trackers(config.logging)
     if config.train.batch_size < num_ranks():
         raise UserError(f"train.batch_size {config.train.batch_size}: too small for {num_ranks()} ranks")
     if average_of(config.train) is not None and config.train.parallel == "fsdp" and num_ranks() > 1:

@@ -22,6 +22,8 @@ from lejepa_med.config.tracking import LoggingConfig
 from lejepa_med.errors import ConfigError
 
 _ID = "tracking_id.txt"
+_SEND_EVERY_S = 5.0
+_MOST_AT_ONCE = 1000  # metrics: MLflow's limit
 
 
 @runtime_checkable
@@ -54,6 +56,14 @@ def build_trackers(run: Path, start: int, config: PretrainConfig) -> list[Tracke
             add(Mlflow(run, start, chosen.mlflow, settings))
         opened.pop_all()
     return trackers
+
+
+def require_trackers(config: LoggingConfig) -> None:
+    """Raises ConfigError where a tracker that is asked for is not installed: before a run begins."""
+    for name in ("wandb", "mlflow"):
+        if getattr(config, name) is not None:
+            _require(name, f"logging.{name}")
+    writes_tensorboard(config)
 
 
 def writes_tensorboard(config: LoggingConfig) -> bool:
@@ -164,12 +174,15 @@ class Wandb:
 
 
 class Mlflow:
-    """A run of MLflow at a tracking URI."""
+    """A run of MLflow at a tracking URI. Numbers are sent every few seconds, not at every step: each call waits for the
+    server."""
 
     def __init__(self, run: Path, start: int, uri: str, settings: dict[str, Any]) -> None:
         from_mlflow = _require("mlflow", "logging.mlflow")
         self._client = from_mlflow.MlflowClient(tracking_uri=uri)
         self._point = importlib.import_module("mlflow.entities")
+        self._waiting: list[Any] = []
+        self._sent = time.monotonic()
         kept = run / "mlflow_run.txt"
         if start and kept.exists():
             self._id = kept.read_text().strip()
@@ -184,11 +197,18 @@ class Mlflow:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
-        metrics = [self._point.Metric(name, value, now, step) for name, value in values.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._waiting += [self._point.Metric(name, value, now, step) for name, value in values.items()]
+        if time.monotonic() - self._sent > _SEND_EVERY_S:
+            self._send()
 
     def close(self) -> None:
+        self._send()
         self._client.set_terminated(self._id)
+
+    def _send(self) -> None:
+        for first in range(0, len(self._waiting), _MOST_AT_ONCE):
+            self._client.log_batch(self._id, metrics=self._waiting[first : first + _MOST_AT_ONCE])
+        self._waiting, self._sent = [], time.monotonic()
 
 
 def _identity(run: Path, start: int) -> str:

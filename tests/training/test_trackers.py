@@ -151,3 +151,81 @@ def test_the_last_whole_line_of_a_growing_log(tmp_path: Path) -> None:
     lines = [json.dumps({"step": step, "total": 0.5, "lr": None}) for step in range(3000)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 3000, "to')
     assert last_line(tmp_path, "metrics") == {"step": 2999, "total": 0.5}
+
+
+class FakeClient:
+    """What of MlflowClient is used; a server that is down raises."""
+
+    down = False
+
+    def __init__(self, tracking_uri: str) -> None:
+        self.uri, self.sent, self.ended = tracking_uri, [], 0
+        FAKE.append(self)
+
+    def get_experiment_by_name(self, name: str) -> None:
+        return None
+
+    def create_experiment(self, name: str) -> str:
+        return "1"
+
+    def create_run(self, owner: str, tags: dict[str, str]) -> Any:
+        return types.SimpleNamespace(info=types.SimpleNamespace(run_id="run"))
+
+    def log_batch(self, run: str, params: Any = (), metrics: Any = ()) -> None:
+        if self.down and metrics:
+            raise ConnectionError("host")
+        assert run == "run" and len(params) <= 100 and len(metrics) <= 1000
+        self.sent.append([(point.step, point.key, point.value) for point in metrics])
+
+    def set_terminated(self, run: str) -> None:
+        self.ended += 1
+
+
+FAKE: list[FakeClient] = []
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> list[FakeClient]:
+    entities = types.ModuleType("mlflow.entities")
+    point = lambda key, value, *rest: types.SimpleNamespace(key=key, value=value, step=rest[-1] if rest else None)  # noqa: E731
+    entities.Param, entities.Metric = point, point
+    package = types.ModuleType("mlflow")
+    package.MlflowClient, package.entities = FakeClient, entities
+    for module in (package, entities):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(trackers, "_is_installed", lambda name: name == "mlflow")
+    monkeypatch.setattr(FakeClient, "down", False)
+    FAKE.clear()
+    return FAKE
+
+
+def test_mlflow_is_called_now_and_then_and_gets_all(
+    tmp_path: Path, mlflow: list[FakeClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(10**6))
+    monkeypatch.setattr(trackers.time, "monotonic", lambda: next(clock) / 2)
+    with RunLog(tmp_path, 0, tracked(mlflow="sqlite:///m.db")) as log:
+        for step in range(700):
+            log.write("metrics", step=step, total=float(step), lr=0.5)
+    (client,) = mlflow
+    batches = [batch for batch in client.sent if batch]
+    got = [(step, value) for batch in batches for step, key, value in batch if key == "metrics/total"]
+    assert got == [(step, float(step)) for step in range(700)] and client.ended == 1
+    assert 20 < len(batches) < 100, "not at every step"
+
+
+def test_a_server_that_is_down_at_the_end_is_told(tmp_path: Path, mlflow: list[FakeClient]) -> None:
+    warned = pytest.warns(UserWarning, match=r"^Mlflow may lack the last numbers \(ConnectionError\)$")
+    with warned, RunLog(tmp_path, 0, tracked(mlflow="http://server")) as log:
+        log.write("metrics", step=0, total=1.0)
+        FakeClient.down = True
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "total": 1.0}\n'
+
+
+def test_a_tracker_that_is_missing_is_said_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "_is_installed", lambda name: False)
+    with pytest.raises(ConfigError, match="mlflow is not installed"):
+        small_run(tmp_path / "run", logging={"mlflow": "sqlite:///m.db"})
+    assert not (tmp_path / "run").exists()
