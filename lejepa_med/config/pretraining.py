@@ -275,6 +275,11 @@ class PretrainConfig(Frozen):
     init_from: Path | None = Field(
         None, description="start from a run, an export or a file (timm/NAME: also of timm or DINOv2), strictly loaded"
     )
+    init_from_seen: Literal["unknown", "no_patients"] = Field(
+        "unknown",
+        description="whom weights without a record of their own (not of a run here) were trained on; no_patients: no "
+        "medical scans, e.g. ImageNet or the official DINOv2, so that leak checks need not ask",
+    )
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()

@@ -23,14 +23,19 @@ _KEYS = ["series_key", "patient_key"]
 _DRAWN_BY = [*_KEYS, "group_key"]
 
 
-def record_of(source: Source, init_from: Path | None) -> pd.DataFrame:
-    """Rows of a run that trains on `source`, starting from weights of `init_from`."""
+def record_of(source: Source, init_from: Path | None, init_from_seen: str = "unknown") -> pd.DataFrame:
+    """Rows of a run that trains on `source`, starting from weights of `init_from`.
+
+    `init_from_seen` is "no_patients" if somebody vouches for weights that have no record: then there is no such row.
+    """
     own = pd.DataFrame({"series_key": source.keys, "patient_key": source.patients})
     if len(set(source.groups)) < len(source.groups):
         own["group_key"] = source.groups
     if init_from is None:
         return own
     before = _ancestors(init_from)
+    if init_from_seen == "no_patients" and not (before["origin"] != "unknown").any():
+        before = before.iloc[:0]
     before = before[~before["series_key"].isin(own["series_key"])]
     return pd.concat([own.assign(origin="run"), before], ignore_index=True).fillna("")
 

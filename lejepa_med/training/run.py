@@ -165,7 +165,7 @@ def _set_up(
         load_initial_weights(backbone, config.init_from)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
-    record = record_of(seen, config.init_from)
+    record = record_of(seen, config.init_from, config.init_from_seen)
     if resume:
         require_same_series(out, record)
     source = placed_source(config, source, choose_device(config.train.device), hooks.progress, hooks.warn)

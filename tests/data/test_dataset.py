@@ -24,7 +24,7 @@ from lejepa_med.data.dataset import (
     base_crop,
     split_monitored,
 )
-from lejepa_med.data.pretraining_record import record_of, require_same_series, write_record
+from lejepa_med.data.pretraining_record import is_complete, record_of, require_same_series, write_record
 from lejepa_med.data.sampler import StepSampler
 from lejepa_med.errors import DataError
 from lejepa_med.randomness import generator
@@ -110,6 +110,21 @@ def test_a_run_cannot_go_on_with_other_groups(tmp_path: Path) -> None:
     assert record["group_key"].tolist() == ["g", "g", "h"]
     with pytest.raises(DataError, match="other near duplicates"):
         require_same_series(tmp_path, record)
+
+
+def test_who_vouches_for_first_weights_leaves_no_unknown_row(tmp_path: Path) -> None:
+    """Only for weights that have no record: what a run says of its own patients stays."""
+    source = ListSource([item(np.zeros((2, 2)))] * 2, ["a", "b"])
+    source.keys = ["s0", "s1"]
+    bare = tmp_path / "dinov2.pth"
+    assert record_of(source, bare)["origin"].tolist() == ["run", "run", "unknown"]
+    vouched = record_of(source, bare, "no_patients")
+    assert vouched["origin"].tolist() == ["run", "run"] and is_complete(vouched)
+    write_record(tmp_path, vouched)
+    source.keys = ["s2", "s3"]
+    later = record_of(source, tmp_path, "no_patients")
+    assert sorted(later["series_key"]) == ["s0", "s1", "s2", "s3"]
+    assert sorted(later["origin"]) == ["ancestor", "ancestor", "run", "run"]
 
 
 def test_seed_and_step_matter() -> None:
