@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from lejepa_med.backbones import build
@@ -139,7 +140,9 @@ def _trace(
         projections = _project(model, views, bf16)
         forward = int(live.flops)
         live.forget(gradients)
-        torch.autograd.backward(projections.float().sum())
+        loss = projections.float().sum()
+        # Not loss.backward(): modes of functions are off inside, and blocks would run again in other types.
+        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
     model.zero_grad(set_to_none=True)
     model.micro_batch = None
     return _Trace(live.peak, forward, live.flops - forward)
@@ -152,7 +155,7 @@ def _project(model: Pretrainer, views: list[Tensor], bf16: bool) -> Tensor:
 
 
 def _casts(bf16: bool, on_gpu: bool) -> AbstractContextManager[object]:
-    """Around the backward pass, too, where blocks may run again (`Tensor.backward` would leave the mode)."""
+    """Around the backward pass, too, where blocks may run again."""
     return _CudaCasts() if on_gpu and bf16 else nullcontext()
 
 

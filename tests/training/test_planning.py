@@ -97,6 +97,20 @@ def test_live_memory_counts_each_storage_until_it_is_forgotten() -> None:
         assert live.peak == 8000
 
 
+@pytest.mark.parametrize(
+    ("name", "again"),
+    [
+        ("resnet10_3d", {}),
+        pytest.param("vit_tiny_3d", {"activation_checkpointing": True}, marks=pytest.mark.long),
+    ],
+)
+def test_blocks_run_again_under_the_casts_of_a_gpu(name: str, again: dict[str, Any]) -> None:
+    """Recomputed activations of another type than the first ones are an error of torch's checkpoint."""
+    config = planned(model={"name": name, "patch_size": 8}, train=again)
+    on_gpu, on_cpu = (model_cost(config, bf16=True, on_gpu=where) for where in (True, False))
+    assert on_gpu.parted.per_volume != on_cpu.parted.per_volume
+
+
 @pytest.mark.long
 def test_what_is_run_again_is_not_kept() -> None:
     model = {"name": "vit_tiny_3d", "patch_size": 8}
