@@ -1,8 +1,8 @@
 """A training step in parts, its memory and what share of the device's peak it reaches; how it grows; what settings do.
 
     python benchmarks/train.py --work DIR                 # CPU: small batches, few steps, some 20 minutes; --quick: 3
-    python benchmarks/train.py --work DIR --device cuda --batch 64 --steps 50 --workers 12 --volumes 2000 \\
-        --growth-side 96 --growth-batches 16 32 64 --growth-volumes 512 1024 2048
+    python benchmarks/train.py --work DIR --device cuda --batch 64 --steps 50 --workers 12 --volumes 1024 \\
+        --growth-side 96 --growth-batches 16 32 64 --growth-volumes 256 512 1024
 
 Volumes of 192 x 192 x 160 int16 lie on disk in a synthetic cache (12 MB each; made once), and come through the loader
 of a run; the page cache is warm. Every row is of a process of its own. `volumes/s` is of whole steps that nothing
@@ -92,7 +92,7 @@ def measure(values: dict[str, Any], steps: int) -> dict[str, Any]:
     flops = cost.forward_flops + cost.backward_flops
     if config.train.activation_checkpointing:  # what runs again is no work of the model
         plain = config.train.model_copy(update={"activation_checkpointing": False})
-        flops = model_cost(config.model_copy(update={"train": plain}), device.bf16, device.on_gpu).step_flops()
+        flops = model_cost(config.model_copy(update={"train": plain}), device.bf16, device.on_gpu, False).step_flops()
     reached = flops * size / whole
     return {
         "model": config.model.name,
@@ -149,8 +149,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--stem-stride", type=int, default=2, help="of ResNets; 1: eight times the FLOPs")
     top.add_argument("--growth-model", default="vit_tiny_3d", help="empty: no growth table")
     top.add_argument("--growth-side", type=int, default=48)
-    top.add_argument("--growth-batches", type=int, nargs=3, default=[4, 8, 16])
-    top.add_argument("--growth-volumes", type=int, nargs=3, default=[16, 32, 64])
+    top.add_argument("--growth-batches", type=int, nargs=3, default=[8, 16, 32])
+    top.add_argument("--growth-volumes", type=int, nargs=3, default=[32, 64, 128])
     top.add_argument("--settings", nargs="*", default=list(SETTINGS), help="which to compare; none: no such table")
     top.add_argument("--rounds", type=int, default=7, help="steps of each in growth and settings")
     top.add_argument("--quick", action="store_true", help="one model, small views, no compilation")
@@ -179,12 +179,13 @@ def main() -> None:
     for model in options.models:
         values = settings(options, model, options.batch, options.volumes, options.side)
         rows.append(in_process(options, "measure", values=values, steps=options.steps))
-    parts = " | ".join(f"{part} ms" for part in PARTS)
-    table(
-        f"2 x {options.side}^3 + 6 x {options.side // 2}^3",
-        f"model | batch | volumes/s | data wait | {parts} | GB | planned GB | GFLOP/volume | TFLOP/s | utilisation",
-        [in_parts(row) for row in rows],
-    )
+    if rows:
+        parts = " | ".join(f"{part} ms" for part in PARTS)
+        table(
+            f"2 x {options.side}^3 + 6 x {options.side // 2}^3",
+            f"model | batch | volumes/s | data wait | {parts} | GB | planned GB | GFLOP/volume | TFLOP/s | utilisation",
+            [in_parts(row) for row in rows],
+        )
     result: dict[str, Any] = {"rows": rows}
     if growth:
         result |= grow(options)

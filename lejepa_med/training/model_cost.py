@@ -42,7 +42,7 @@ class StepMemory:
 class ModelCost:
     """Numbers of parameters and buffers; FLOPs per volume with all its views; bytes of a step.
 
-    `whole`: a step in one pass; `parted`: one in micro-batches, of which others wait as features alone.
+    `whole`: a step in one pass; `parted`: one in micro-batches, where others wait as features (None: not traced).
     `block_parameters` are of the largest block of a transformer, `other_parameters` of all that is in no block.
     """
 
@@ -54,7 +54,7 @@ class ModelCost:
     forward_flops: float
     backward_flops: float
     whole: StepMemory
-    parted: StepMemory
+    parted: StepMemory | None
 
     def step_flops(self, recomputed: bool = False) -> float:
         """Of a volume in a training step; `recomputed`: micro-batches run the forward pass twice."""
@@ -70,8 +70,8 @@ class _Trace:
     backward_flops: int
 
 
-def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool) -> ModelCost:
-    """The cost of a config's model.
+def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool, with_parts: bool = True) -> ModelCost:
+    """The cost of a config's model; without `with_parts`, a third of the work, nothing is known of micro-batches.
 
     Raises:
         ConfigError: its forward pass depends on the values of an image, or it has no blocks to run again.
@@ -86,7 +86,8 @@ def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool) -> ModelCost:
         with FakeTensorMode():
             _without_content(model)
             whole = [_trace(model, config, samples, None, bf16, on_gpu) for samples in (_FEW, _MANY)]
-            parted = [_trace(model, config, 2 * samples, samples, bf16, on_gpu) for samples in (_FEW, _MANY)]
+            sizes = (_FEW, _MANY) if with_parts else ()
+            parted = [_trace(model, config, 2 * samples, samples, bf16, on_gpu) for samples in sizes]
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise ConfigError(
             f"model {config.model.name}: what it computes depends on the values of an image; no plan without running it"
@@ -100,7 +101,7 @@ def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool) -> ModelCost:
         forward_flops=whole[0].forward_flops / _FEW,
         backward_flops=whole[0].backward_flops / _FEW,
         whole=_line(whole),
-        parted=_line(parted),
+        parted=_line(parted) if with_parts else None,
     )
 
 

@@ -109,6 +109,7 @@ def memory_needed(config: PlanConfig, cost: ModelCost, archive: Archive, device:
     samples = min(config.train.micro_batch or share, share)
     num_views = config.views.num_global + config.views.num_local
     step = cost.parted if parted else cost.whole
+    assert step is not None
     held, together = _ranks(config, cost)
     batches = _ON_GPU if device.on_gpu else config.data.prefetch + 1  # the one at work
     parts = {

@@ -131,7 +131,7 @@ def _speed(config: PlanConfig, cost: ModelCost, device: Device, archive: Archive
     peak = matmul_flops(here, torch.bfloat16 if device.bf16 else torch.float32)
     batch = dataset[0] if dataset is not None else _noise(config)
     for probed in (config, _with_one_view(config)):
-        tried = cost if probed is config else model_cost(probed, device.bf16, device.on_gpu)
+        tried = cost if probed is config else model_cost(probed, device.bf16, device.on_gpu, with_parts=False)
         if not _is_worth_starting(probed, tried, archive, device, peak):
             continue
         seconds, pass_again = config.plan.probe_seconds, device.on_gpu and is_recomputed(config)

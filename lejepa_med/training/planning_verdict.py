@@ -44,6 +44,7 @@ def _smaller(plan: Plan) -> str:
             f"set train.micro_batch={largest}: the same loss and gradient, with a second forward pass"
             f" ({plan.cost.step_flops(True) / plan.cost.step_flops():.0%} of the FLOPs)"
         )
+    assert plan.cost.parted is not None
     one = round(plan.cost.parted.per_volume)
     fixed = sum(size for name, size in plan.memory.parts.items() if name.startswith(_WHATEVER_THE_BATCH))
     assert plan.available is not None
