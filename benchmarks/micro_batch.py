@@ -90,10 +90,11 @@ class Peak:
 
 
 def resident() -> int:
-    """Bytes of this process in memory (Linux)."""
+    """Bytes of this process in memory, without pages of files, which the system may take back (Linux)."""
     import resource
 
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    present, of_files = (int(pages) for pages in Path("/proc/self/statm").read_text().split()[1:3])
+    return (present - of_files) * resource.getpagesize()
 
 
 def main() -> None:

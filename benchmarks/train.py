@@ -1,19 +1,20 @@
-"""A training step in parts, its memory and what share of the device's peak it reaches; and how all that grows.
+"""A training step in parts, its memory and what share of the device's peak it reaches; how it grows; what settings do.
 
-    python benchmarks/train.py --work DIR                                            # CPU: small batches, few steps
-    python benchmarks/train.py --work DIR --device cuda --batch 64 --steps 50 --workers 12 --volumes 2000
+    python benchmarks/train.py --work DIR                 # CPU: small batches, few steps, some 20 minutes; --quick: 3
+    python benchmarks/train.py --work DIR --device cuda --batch 64 --steps 50 --workers 12 --volumes 1024 \\
+        --growth-side 96 --growth-batches 16 32 64 --growth-volumes 256 512 1024
 
 Volumes of 192 x 192 x 160 int16 lie on disk in a synthetic cache (12 MB each; made once), and come through the loader
-of a run; the page cache is warm. Every setting runs in a process of its own. `volumes/s` is of whole steps that nothing
+of a run; the page cache is warm. Every row is of a process of its own. `volumes/s` is of whole steps that nothing
 interrupts; the parts are of other steps, with the device synchronised around each. Memory is the peak above what the
-process held before the model was built. `planned` is what `lejepa-med plan` says of it. The peak that utilisation is a
-share of is that of a large matrix product in the same process. Growth: three batch sizes, three sizes of an archive.
+process held before the model was built; on a CPU without pages of files. `planned` is what `lejepa-med plan` says of
+it, but for the copy to be saved: nothing is saved here. Utilisation is the share of the peak of a large matrix product
+in the same process that the FLOPs of the model reach. Growth and settings: in train_growth.py, taking turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import itertools
 import json
@@ -23,77 +24,36 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-PARTS = ("data", "views", "forward/backward", "objective", "optimizer")
+from train_growth import alternate, epochs, line, ratio
+from train_step import PARTS, Clock, Step, batches
+
+SETTINGS = {
+    "channels_last": ("resnet18_3d", {}, {"channels_last": True}),
+    "compile, ResNet-18": ("resnet18_3d", {}, {"compile": True}),
+    "compile, ViT-S": ("vit_small_3d", {}, {"compile": True}),
+    "activation_checkpointing": ("vit_small_3d", {}, {"activation_checkpointing": True}),
+    "bf16, ResNet-18": ("resnet18_3d", {"precision": "float32"}, {"precision": "bf16"}),
+    "bf16, ViT-S": ("vit_small_3d", {"precision": "float32"}, {"precision": "bf16"}),
+}
+"""What is compared: a model, and `train` without and with the setting."""
 MODELS = ("resnet18_3d", "resnet50_3d", "vit_small_3d", "vit_base_3d")
 
 
-def settings(options: argparse.Namespace, model: str, batch: int, volumes: int, side: int) -> dict[str, Any]:
+def settings(
+    options: argparse.Namespace, model: str, batch: int, volumes: int, side: int, **train: Any
+) -> dict[str, Any]:
     """A config of `plan`: 2 global views of `side` and 6 local ones of half of it."""
     return {
         "data": {"cache": str(options.work / f"cache_{volumes}"), "workers": options.workers, "monitor_fraction": 0.0,
                  "holdout": {"test_fraction": 0.0}, "residency": options.residency},
         "model": {"name": model, "stem_stride": options.stem_stride, "patch_size": 16 if side % 32 == 0 else 8},
         "views": {"global_size": [side] * 3, "local_size": [side // 2] * 3},
-        "train": {"batch_size": batch, "device": options.device, "precision": options.precision},
+        "train": {"batch_size": batch, "device": options.device, "precision": options.precision}
+        | train,
     }  # fmt: skip
-
-
-class Step:
-    """One training step as the loop does it, in parts that can be timed one by one."""
-
-    def __init__(self, config: Any) -> None:
-        import torch
-
-        from lejepa_med.backbones import build
-        from lejepa_med.objective import LeJEPALoss
-        from lejepa_med.training.devices import choose_device, uses_bf16
-        from lejepa_med.training.model import Pretrainer
-        from lejepa_med.training.optimizer import build_optimizer
-        from lejepa_med.views import BatchedMultiCrop
-
-        torch.manual_seed(0)
-        self.config, self.device = config, choose_device(config.train.device)
-        self.bf16 = uses_bf16(config, self.device)
-        self.model = Pretrainer(build(config.model), config.projector).to(self.device).train()
-        self.crop = BatchedMultiCrop(config.views)
-        self.loss = LeJEPALoss(**config.objective.model_dump(), seed=0)
-        self.optimizer = build_optimizer(self.model, config.optim, is_vit="vit" in config.model.name)
-        self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-    def __call__(self, batch: Any, step: int, clock: Callable[[str], None] = lambda part: None) -> None:
-        from lejepa_med.training.batch_views import batch_views
-
-        views = batch_views(self.crop, batch, ("views", 0, step))
-        clock("views")
-        with self.autocast():
-            _, projections = self.model(views)
-        clock("forward/backward")
-        leaf = projections.detach().requires_grad_()
-        self.loss(leaf, self.config.views.num_global, step).total.backward()
-        clock("objective")
-        self.optimizer.zero_grad(set_to_none=True)
-        projections.backward(leaf.grad)
-        clock("forward/backward")
-        self.optimizer.step()
-        clock("optimizer")
-
-
-@contextlib.contextmanager
-def batches(config: Any, count: int, device: Any) -> Iterator[Iterator[tuple[int, Any, float]]]:
-    """The loader of a run, from its first step on."""
-    from lejepa_med.data.dataset import StepDataset
-    from lejepa_med.data.prefetch import feed
-    from lejepa_med.data.residency import placed_source
-    from lejepa_med.data.training_source import base_size, build_sampler, cache_source
-
-    source = placed_source(config, cache_source(config), device, None, None)
-    dataset = StepDataset(source, build_sampler(config, source), base_size(config, source), config.seed)
-    with feed(dataset, range(count), config.data, device) as fed:
-        yield fed
 
 
 def measure(values: dict[str, Any], steps: int) -> dict[str, Any]:
@@ -109,10 +69,11 @@ def measure(values: dict[str, Any], steps: int) -> dict[str, Any]:
     config = validate(PlanConfig, values, "benchmark")
     device = planned_device(config)
     cost = model_cost(config, device.bf16, device.on_gpu)
-    planned = memory_needed(config, cost, planned_archive(config)[0], device).total
+    needed = memory_needed(config, cost, planned_archive(config)[0], device)
+    planned = needed.total - needed.parts["copy to be saved"]
     with Peak(config.train.device) as peak:
         step = Step(config)
-        clock, waits, whole = Clock(step.device), [], []
+        clock, waits = Clock(step.device), []
         with batches(config, 2 + 2 * steps, step.device) as fed:
             for number, batch, _ in itertools.islice(fed, 2):
                 step(batch, number)
@@ -128,7 +89,11 @@ def measure(values: dict[str, Any], steps: int) -> dict[str, Any]:
                 step(batch, number, clock)
     size = config.train.batch_size
     peak_flops = matmul_flops(step.device, torch.bfloat16 if step.bf16 else torch.float32, 2.0)
-    reached = cost.step_flops() * size / whole
+    flops = cost.forward_flops + cost.backward_flops
+    if config.train.activation_checkpointing:  # what runs again is no work of the model
+        plain = config.train.model_copy(update={"activation_checkpointing": False})
+        flops = model_cost(config.model_copy(update={"train": plain}), device.bf16, device.on_gpu, False).step_flops()
+    reached = flops * size / whole
     return {
         "model": config.model.name,
         "batch": size,
@@ -138,61 +103,21 @@ def measure(values: dict[str, Any], steps: int) -> dict[str, Any]:
         "parts_s": {part: statistics.median(clock.seconds[part]) for part in PARTS},
         "memory": peak.mib * 2**20,
         "planned": planned,
-        "gflop_per_volume": cost.step_flops() / 1e9,
+        "gflop_per_volume": flops / 1e9,
         "tflops": reached / 1e12,
         "peak_tflops": peak_flops / 1e12,
         "utilisation": reached / peak_flops,
     }
 
 
-class Clock:
-    """Seconds of each part of each step."""
-
-    def __init__(self, device: Any) -> None:
-        self.device = device
-        self.seconds: dict[str, list[float]] = {part: [] for part in PARTS}
-        self.last = 0.0
-
-    def begin(self, waited: float) -> None:
-        for part in PARTS:
-            self.seconds[part].append(waited if part == "data" else 0.0)
-        self.synchronise()
-        self.last = time.perf_counter()
-
-    def __call__(self, part: str) -> None:
-        self.synchronise()
-        now = time.perf_counter()
-        self.seconds[part][-1] += now - self.last
-        self.last = now
-
-    def synchronise(self) -> None:
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+def in_process(options: argparse.Namespace, what: str, **work: Any) -> Any:
+    command = [sys.executable, __file__, *options.given, "--one", json.dumps({"what": what, **work})]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
-def epoch(values: dict[str, Any], volumes: int) -> dict[str, Any]:
-    """Seconds of one pass over an archive, after two steps of warm-up."""
-    from lejepa_med.config import PlanConfig, validate
-
-    config = validate(PlanConfig, values, "benchmark")
-    step, steps = Step(config), volumes // config.train.batch_size
-    with batches(config, 2 + steps, step.device) as fed:
-        for number, batch, _ in itertools.islice(fed, 2):
-            step(batch, number)
-        Clock(step.device).synchronise()
-        began = time.perf_counter()
-        for number, batch, _ in fed:
-            step(batch, number)
-        Clock(step.device).synchronise()
-    return {"volumes": volumes, "steps": steps, "seconds": time.perf_counter() - began}
-
-
-def in_process(options: argparse.Namespace, work: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, *options.given, "--one", json.dumps(work)]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return found
+def do(what: str, **work: Any) -> Any:
+    """In this process: one of the three kinds of measurement."""
+    return {"measure": measure, "alternate": alternate, "epochs": epochs}[what](**work)
 
 
 def table(title: str, header: str, rows: list[str]) -> None:
@@ -224,8 +149,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--stem-stride", type=int, default=2, help="of ResNets; 1: eight times the FLOPs")
     top.add_argument("--growth-model", default="vit_tiny_3d", help="empty: no growth table")
     top.add_argument("--growth-side", type=int, default=48)
-    top.add_argument("--growth-batches", type=int, nargs=3, default=[4, 8, 16])
-    top.add_argument("--growth-volumes", type=int, nargs=3, default=[16, 32, 64])
+    top.add_argument("--growth-batches", type=int, nargs=3, default=[8, 16, 32])
+    top.add_argument("--growth-volumes", type=int, nargs=3, default=[32, 64, 128])
+    top.add_argument("--settings", nargs="*", default=list(SETTINGS), help="which to compare; none: no such table")
+    top.add_argument("--rounds", type=int, default=7, help="steps of each in growth and settings")
+    top.add_argument("--quick", action="store_true", help="one model, small views, no compilation")
     top.add_argument("--out", type=Path, help="JSON of all rows")
     top.add_argument("--one", help=argparse.SUPPRESS)
     return top
@@ -234,10 +162,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     options = parser().parse_args()
     options.given = sys.argv[1:]
+    if options.quick:
+        options.models, options.side, options.steps, options.rounds = options.models[:1], 48, 2, 3
+        options.settings = [name for name in options.settings if "compile" not in name]
     if options.one:
-        work = json.loads(options.one)
-        found = epoch(work["values"], work["epoch"]) if "epoch" in work else measure(work["values"], work["steps"])
-        print(json.dumps(found))
+        print(json.dumps(do(**json.loads(options.one))))
         return
     from loader import synthetic_cache
 
@@ -249,52 +178,91 @@ def main() -> None:
     rows = []
     for model in options.models:
         values = settings(options, model, options.batch, options.volumes, options.side)
-        rows.append(in_process(options, {"values": values, "steps": options.steps}))
-    parts = " | ".join(f"{part} ms" for part in PARTS)
-    table(
-        f"2 x {options.side}^3 + 6 x {options.side // 2}^3",
-        f"model | batch | volumes/s | data wait | {parts} | GB | planned GB | GFLOP/volume | TFLOP/s | utilisation",
-        [in_parts(row) for row in rows],
-    )
+        rows.append(in_process(options, "measure", values=values, steps=options.steps))
+    if rows:
+        parts = " | ".join(f"{part} ms" for part in PARTS)
+        table(
+            f"2 x {options.side}^3 + 6 x {options.side // 2}^3",
+            f"model | batch | volumes/s | data wait | {parts} | GB | planned GB | GFLOP/volume | TFLOP/s | utilisation",
+            [in_parts(row) for row in rows],
+        )
     result: dict[str, Any] = {"rows": rows}
     if growth:
         result |= grow(options)
+    if options.settings:
+        result["settings"] = compare(options)
     if options.out is not None:
         options.out.write_text(json.dumps(result, indent=1))
 
 
 def grow(options: argparse.Namespace) -> dict[str, Any]:
-    """Batch sizes and archive sizes, each beside its ratio to the smallest."""
-    model, side, count = options.growth_model, options.growth_side, max(options.growth_volumes)
-    by_batch = []
-    for batch in options.growth_batches:
-        values = settings(options, model, batch, count, side)
-        by_batch.append(in_process(options, {"values": values, "steps": max(3, options.steps)}))
-    first = by_batch[0]
+    """Batch sizes and archive sizes, each with the straight line through them."""
+    model, side, sizes, archives = (
+        options.growth_model, options.growth_side, options.growth_batches, options.growth_volumes
+    )  # fmt: skip
+    values = [settings(options, model, batch, max(archives), side) for batch in sizes]
+    memory = [in_process(options, "measure", values=one, steps=2) for one in values]
+    seconds = [
+        statistics.median(one) for one in in_process(options, "alternate", settings=values, rounds=options.rounds)
+    ]
     table(
         f"Growth with the batch, {model}, 2 x {side}^3 + 6 x {side // 2}^3",
-        "batch | s per step | ms per volume | GB | planned GB | MB per volume more",
+        "batch | s per step | ms per volume | GB | planned GB",
         [
-            f"{row['batch']} | {row['step_s']:.3g} | {1e3 * row['step_s'] / row['batch']:.3g} | "
-            f"{row['memory'] / 1e9:.3f} | {row['planned'] / 1e9:.3f} | {_slope(first, row)}"
-            for row in by_batch
+            f"{batch} | {took:.3g} | {1e3 * took / batch:.3g} | {row['memory'] / 1e9:.3f} | {row['planned'] / 1e9:.3f}"
+            for batch, took, row in zip(sizes, seconds, memory, strict=True)
         ],
     )
-    by_size = []
-    for volumes in options.growth_volumes:
-        values = settings(options, model, options.growth_batches[0], volumes, side)
-        by_size.append(in_process(options, {"values": values, "epoch": volumes}))
+    in_bytes = [float(row["memory"]) for row in memory]
+    lines = {"step": line(sizes, seconds), "memory": line(sizes, in_bytes)}
+    values = [settings(options, model, sizes[0], volumes, side) for volumes in archives]
+    by_size = in_process(options, "epochs", settings=values, volumes=archives)
     table(
-        f"Growth with the archive, batch {options.growth_batches[0]}",
-        "volumes | s per epoch | ms per volume",
-        [f"{row['volumes']} | {row['seconds']:.3g} | {1e3 * row['seconds'] / row['volumes']:.3g}" for row in by_size],
+        f"Growth with the archive, batch {sizes[0]}",
+        "volumes | s per epoch | ms per volume | s until the first batch",
+        [
+            f"{one['volumes']} | {one['seconds']:.3g} | {1e3 * one['seconds'] / one['volumes']:.3g} | "
+            f"{one['start_s']:.2g}"
+            for one in by_size
+        ],
     )
-    return {"by_batch": by_batch, "by_size": by_size}
+    lines["epoch"] = line(archives, [row["seconds"] for row in by_size])
+    units = {"step": ("s", 1.0), "memory": ("GB", 1e9), "epoch": ("s", 1.0)}
+    table(
+        "Straight lines through them",
+        "of | intercept | per volume | largest residual",
+        [
+            f"{name}, {unit} | {lines[name]['intercept'] / one:.3g} | {lines[name]['slope'] / one:.3g} | "
+            f"{lines[name]['residual']:.1%}"
+            for name, (unit, one) in units.items()
+        ],
+    )
+    return {"batches": sizes, "step_s": seconds, "memory": memory, "archives": by_size, "lines": lines}
 
 
-def _slope(first: dict[str, Any], row: dict[str, Any]) -> str:
-    more = row["batch"] - first["batch"]
-    return f"{(row['memory'] - first['memory']) / more / 1e6:.1f}" if more else ""
+def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Steps without and with each setting, in turns; memory of each in a process of its own."""
+    rows = []
+    for name in options.settings:
+        model, without, given = SETTINGS[name]
+        pair = [
+            settings(options, model, options.batch, options.volumes, options.side, **one) for one in (without, given)
+        ]
+        took = in_process(options, "alternate", settings=pair, rounds=options.rounds)
+        memory = [in_process(options, "measure", values=values, steps=1) for values in pair]
+        medians = [statistics.median(one) for one in took]
+        rows.append({"setting": name, "model": model, "step_s": medians, "ratio": ratio(*took), "memory": memory})
+    table(
+        f"Settings, batch {options.batch}, 2 x {options.side}^3 + 6 x {options.side // 2}^3",
+        "train. | model | s without | s with | faster (range) | GB without | with | planned without | with",
+        [
+            f"{row['setting']} | {row['model']} | {row['step_s'][0]:.3g} | {row['step_s'][1]:.3g} | "
+            f"{row['ratio'][0]:.2f} ({row['ratio'][1]:.2f}-{row['ratio'][2]:.2f}) | "
+            + " | ".join(f"{one[key] / 1e9:.2f}" for key in ("memory", "planned") for one in row["memory"])
+            for row in rows
+        ],
+    )
+    return rows
 
 
 if __name__ == "__main__":

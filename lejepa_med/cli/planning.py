@@ -64,7 +64,7 @@ def in_text(plan: Plan) -> str:
         f"step of {train.batch_size}",
         f"memory   {in_words(plan.memory.total)} on a device with {share_of_batch(plan.config)} volumes, "
         f"{plan.memory.samples} to a pass",
-        *(f"           {name:<16} {in_words(size):>12}" for name, size in plan.memory.parts.items()),
+        *(f"           {name:<24} {in_words(size):>12}" for name, size in plan.memory.parts.items() if size),
         f"disk     {in_words(plan.disk.total)}: checkpoints {in_words(plan.disk.checkpoints)} "
         f"({in_words(plan.disk.checkpoint)} each), weights {in_words(plan.disk.weights)}, "
         f"logs {in_words(plan.disk.logs)}",

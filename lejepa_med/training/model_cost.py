@@ -1,7 +1,8 @@
-"""What a model costs per volume, by arithmetic: one pass of tensors that have a shape and no content.
+"""What a model costs by arithmetic: training steps of tensors that have a shape and no content.
 
-FLOPs are those of convolutions, matrix products and attention, forward and backward. Activations are what autograd
-keeps between the two. Nothing is allocated, so a model of billions of parameters is planned on a laptop.
+FLOPs are those of convolutions, matrix products and attention, forward and backward. Memory is the most that is alive
+at one time of a step, as the loop makes it, with what is run again (train.micro_batch, train.activation_checkpointing).
+Nothing is allocated, so a model of billions of parameters is planned on a laptop.
 """
 
 from __future__ import annotations
@@ -15,32 +16,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from lejepa_med.backbones import build
 from lejepa_med.config import PretrainConfig
 from lejepa_med.errors import ConfigError
-from lejepa_med.training.micro_batch import embed_views
+from lejepa_med.training.live_memory import LiveMemory
 from lejepa_med.training.model import Pretrainer
+from lejepa_med.training.speed import blocks_of, tune
+
+_FEW, _MANY = 2, 8
+"""Volumes to a pass that are traced; memory is straight in them."""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """The most bytes of a step above weights, moments and views; gradients and bf16 weights are in `fixed`."""
+
+    fixed: float
+    per_volume: float
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """Numbers of parameters and buffers; FLOPs and bytes per volume with all its views.
+    """Numbers of parameters and buffers; FLOPs per volume with all its views; bytes of a step.
 
-    `largest_bytes` is the largest single activation of a volume, `cast_bytes` the weights in bf16, whatever the batch.
+    `whole`: a step in one pass; `parted`: one in micro-batches, where others wait as features (None: not traced).
+    `block_parameters` are of the largest block of a transformer, `other_parameters` of all that is in no block.
     """
 
     parameters: int
     backbone_parameters: int
+    block_parameters: int
+    other_parameters: int
     buffer_bytes: int
     forward_flops: float
     backward_flops: float
-    backbone_bytes: float
-    projector_bytes: float
-    largest_bytes: float
-    cast_bytes: float
+    whole: StepMemory
+    parted: StepMemory | None
 
     def step_flops(self, recomputed: bool = False) -> float:
         """Of a volume in a training step; `recomputed`: micro-batches run the forward pass twice."""
@@ -49,47 +63,52 @@ class ModelCost:
 
 @dataclass(frozen=True)
 class _Trace:
-    """Bytes of each tensor that autograd keeps, in the order in which it met them."""
+    """One step: its peak in bytes, and FLOPs."""
 
-    backbone: list[int]
-    projector: list[int]
+    peak: int
     forward_flops: int
     backward_flops: int
 
 
-def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool) -> ModelCost:
-    """The cost of a config's model. Raises ConfigError where its forward pass depends on the values of an image."""
+def model_cost(config: PretrainConfig, bf16: bool, on_gpu: bool, with_parts: bool = True) -> ModelCost:
+    """The cost of a config's model; without `with_parts`, a third of the work, nothing is known of micro-batches.
+
+    Raises:
+        ConfigError: its forward pass depends on the values of an image, or it has no blocks to run again.
+    """
     with torch.device("meta"):
         model = Pretrainer(build(config.model), config.projector).train()
+    blocks = [_count(block) for block in blocks_of(model.backbone)]
+    # Layout and compilation change no size that is known here.
+    tune(model.backbone, config.train.model_copy(update={"channels_last": False, "compile": False}))
+
     try:
         with FakeTensorMode():
             _without_content(model)
-            few, many = (_trace(model, config, samples, bf16, on_gpu, samples == 2) for samples in (2, 4))
+            whole = [_trace(model, config, samples, None, bf16, on_gpu) for samples in (_FEW, _MANY)]
+            sizes = (_FEW, _MANY) if with_parts else ()
+            parted = [_trace(model, config, 2 * samples, samples, bf16, on_gpu) for samples in sizes]
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise ConfigError(
             f"model {config.model.name}: what it computes depends on the values of an image; no plan without running it"
         ) from None
-    of_backbone, of_projector = (_per_sample(getattr(few, part), getattr(many, part)) for part in _PARTS)
-    kept = sum(few.backbone) + sum(few.projector)
     return ModelCost(
         parameters=_count(model),
         backbone_parameters=_count(model.backbone),
+        block_parameters=max(blocks, default=0),
+        other_parameters=_count(model) - sum(blocks),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
-        forward_flops=few.forward_flops / 2,
-        backward_flops=few.backward_flops / 2,
-        backbone_bytes=sum(of_backbone),
-        projector_bytes=sum(of_projector),
-        largest_bytes=max(of_backbone),
-        cast_bytes=max(0.0, kept - 2 * (sum(of_backbone) + sum(of_projector))),
+        forward_flops=whole[0].forward_flops / _FEW,
+        backward_flops=whole[0].backward_flops / _FEW,
+        whole=_line(whole),
+        parted=_line(parted) if with_parts else None,
     )
 
 
-_PARTS = ("backbone", "projector")
-
-
-def _per_sample(few: list[int], many: list[int]) -> list[float]:
-    assert len(few) == len(many)
-    return [(four - two) / 2 for two, four in zip(few, many, strict=True)]
+def _line(traces: list[_Trace]) -> StepMemory:
+    few, many = (trace.peak for trace in traces)
+    slope = (many - few) / (_MANY - _FEW)
+    return StepMemory(few - _FEW * slope, slope)
 
 
 def _count(module: nn.Module) -> int:
@@ -106,53 +125,39 @@ def _without_content(model: nn.Module) -> None:
             setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
-def _trace(model: Pretrainer, config: PretrainConfig, samples: int, bf16: bool, on_gpu: bool, back: bool) -> _Trace:
+def _views(model: Pretrainer, config: PretrainConfig, samples: int) -> list[Tensor]:
     sizes = [(config.views.num_global, config.views.global_size), (config.views.num_local, config.views.local_size)]
-    channels = model.backbone.in_channels
-    views = [torch.empty(count, samples, channels, *size) for count, size in sizes if count]
-    not_kept = [*model.parameters(), *model.buffers(), *views]
-    casts: AbstractContextManager[object] = _CudaCasts() if on_gpu and bf16 else nullcontext()
-    kept = _Kept(not_kept)
-    with FlopCounterMode(display=False) as counter:
-        with casts, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            with kept:
-                features = embed_views(model.backbone, views, None)
-            in_backbone = kept.bytes
-            with kept:
-                projections = model.projector(features.flatten(0, 1))
-        forward = counter.get_total_flops()
-        if back:
-            projections.float().sum().backward()
+    return [torch.empty(count, samples, model.backbone.in_channels, *size) for count, size in sizes if count]
+
+
+def _trace(
+    model: Pretrainer, config: PretrainConfig, samples: int, micro_batch: int | None, bf16: bool, on_gpu: bool
+) -> _Trace:
+    """As in the loop, gradients of the step before are forgotten between forward and backward."""
+    views = _views(model, config, samples)
+    gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    model.micro_batch = micro_batch
+    with LiveMemory([*model.parameters(), *model.buffers(), *views], taken=gradients) as live, _casts(bf16, on_gpu):
+        projections = _project(model, views, bf16)
+        forward = int(live.flops)
+        live.forget(gradients)
+        loss = projections.float().sum()
+        # Not loss.backward(): modes of functions are off inside, and blocks would run again in other types.
+        _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), True, True)
     model.zero_grad(set_to_none=True)
-    return _Trace(in_backbone, kept.bytes[len(in_backbone) :], forward, counter.get_total_flops() - forward)
+    model.micro_batch = None
+    return _Trace(live.peak, forward, live.flops - forward)
 
 
-class _Kept:
-    """The tensors that autograd keeps within `with` blocks, each memory once, without those that are there anyway."""
-
-    def __init__(self, present: list[Tensor]) -> None:
-        self._present = {_memory(tensor) for tensor in present}
-        self._found: dict[int, Tensor] = {}
-
-    @property
-    def bytes(self) -> list[int]:
-        return [tensor.untyped_storage().nbytes() for tensor in self._found.values()]
-
-    def __enter__(self) -> None:
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
-        self._hooks.__enter__()
-
-    def __exit__(self, *_: object) -> None:
-        self._hooks.__exit__()
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        if _memory(tensor) not in self._present:
-            self._found[_memory(tensor)] = tensor
-        return tensor
+def _project(model: Pretrainer, views: list[Tensor], bf16: bool) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        projections: Tensor = model(views)[1]
+    return projections
 
 
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+def _casts(bf16: bool, on_gpu: bool) -> AbstractContextManager[object]:
+    """Around the backward pass, too, where blocks may run again."""
+    return _CudaCasts() if on_gpu and bf16 else nullcontext()
 
 
 class _CudaCasts(TorchFunctionMode):

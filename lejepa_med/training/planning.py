@@ -1,12 +1,11 @@
 """Memory, disk and hours of a run before it starts: arithmetic on what is known, and what is not known is None.
 
-memory of a device = weights, gradients, AdamW | base crops, views of its share of the batch | activations of one
-micro-batch | projector, loss and the working space of the backward pass, whose largest gradients exist twice.
+memory of a device = weights, AdamW | base crops, views of its share of the batch | loss | volumes that are kept there |
+the peak of a step of tensors without content: gradients, bf16 weights, activations of what is not run again.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from lejepa_med.config.planning import PlanConfig
@@ -16,12 +15,18 @@ USABLE = 0.9
 """Share of a device's free memory that a plan uses: the rest is for fragments, kernels' workspaces and the context."""
 
 _LINE = {"metrics": 190, "timing": 120, "diagnostics": 1500, "tensorboard": 700}  # bytes of a line, a step's scalars
-_ON_DEVICE = 2  # batches of base crops: the one at work, and the one that is copied meanwhile
+_ON_GPU = 2  # batches of base crops: the one at work, and the one that is copied meanwhile
+_GATHERED = 2  # blocks whose shards are together: the one at work and the next
+_OF_PROCESS = 120_000_000
+"""Bytes on a CPU: what malloc keeps and what oneDNN takes for its kernels. Measured (docs/benchmarks.md): the same for
+batches of 2 to 16 volumes, within 60 MB."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """What a run trains on. Without a cache there are the numbers of the config, or none; `crop_bytes` is of one."""
+    """What a run trains on. Without a cache there are the numbers of the config, or none; `crop_bytes` is of one.
+
+    `resident_bytes` are volumes that stay in the memory that is planned (`data.residency`)."""
 
     crop_voxels: int
     crop_bytes: int
@@ -29,6 +34,7 @@ class Archive:
     patients: int | None
     cache_bytes: int | None
     is_there: bool
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,6 @@ class Memory:
     def total(self) -> int:
         return sum(self.parts.values())
 
-    def largest_micro_batch(self, available: float, share: int) -> int:
-        """Samples of a pass that fit, at most the device's share of the batch; 0 if not even one does."""
-        rest = available - (self.total - self.samples * self.per_sample)
-        return max(0, min(share, math.floor(rest / self.per_sample)))
-
 
 @dataclass(frozen=True)
 class Disk:
@@ -85,28 +86,65 @@ class Disk:
         return self.checkpoints + self.weights + self.logs
 
 
+def largest_micro_batch(config: PlanConfig, cost: ModelCost, archive: Archive, device: Device, available: float) -> int:
+    """Samples of a pass that fit: all that are on a device, fewer in micro-batches, or 0 if not even one does."""
+    share = share_of_batch(config)
+
+    def with_passes_of(samples: int | None) -> Memory:
+        train = config.train.model_copy(update={"micro_batch": samples})
+        return memory_needed(config.model_copy(update={"train": train}), cost, archive, device)
+
+    if with_passes_of(None).total <= available:
+        return share
+    low, high = 0, share - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if with_passes_of(middle).total <= available else (low, middle - 1)
+    return low
+
+
 def memory_needed(config: PlanConfig, cost: ModelCost, archive: Archive, device: Device) -> Memory:
     """The peak on one device during a step."""
-    share = share_of_batch(config)
+    share, parted = share_of_batch(config), is_recomputed(config)
     samples = min(config.train.micro_batch or share, share)
     num_views = config.views.num_global + config.views.num_local
-    buckets = 4 * cost.parameters if config.plan.devices > 1 else 0
-    per_sample = cost.backbone_bytes + 2 * cost.largest_bytes
+    step = cost.parted if parted else cost.whole
+    assert step is not None
+    held, together = _ranks(config, cost)
+    batches = _ON_GPU if device.on_gpu else config.data.prefetch + 1  # the one at work
     parts = {
-        "weights": 4.0 * cost.parameters + cost.buffer_bytes,
-        "gradients": 4.0 * cost.parameters + buckets,
-        "optimizer": 8.0 * cost.parameters,
-        "weights in bf16": cost.cast_bytes,
+        "weights": held * 4.0 * cost.parameters + cost.buffer_bytes,
+        "optimizer": held * 8.0 * cost.parameters,
+        "gradients, bf16 weights": step.fixed - (1 - held) * 4.0 * cost.parameters,
+        _TOGETHER[config.train.parallel]: together,
         "weight average": float(_average(config, cost)),
         "copy to be saved": 0.0 if device.on_gpu else float(_checkpoint(config, cost)),
-        "base crops": float(_ON_DEVICE * share * archive.crop_bytes),
+        "volumes": float(archive.resident_bytes),
+        "base crops": float(batches * share * archive.crop_bytes),
         "views": 4.0 * share * config.model.in_channels * voxels_of_views(config),
-        "activations": samples * per_sample,
-        "projector": share * cost.projector_bytes,
+        "activations": samples * step.per_volume,
         # Projections on the slices and their gradient; with several ranks only sums travel.
         "loss": 2 * 4.0 * num_views * share * config.objective.num_slices,
+        "process": 0.0 if device.on_gpu else float(_OF_PROCESS),
     }
-    return Memory({name: round(size) for name, size in parts.items()}, samples, round(per_sample))
+    rounded = {name: round(size) for name, size in parts.items()}
+    return Memory(rounded, samples, round(step.per_volume))
+
+
+_TOGETHER = {"ddp": "gradient buckets", "fsdp": "gathered shards"}
+
+
+def _ranks(config: PlanConfig, cost: ModelCost) -> tuple[float, float]:
+    """The share of the weights that a rank holds, and the bytes of what several ranks need beside.
+
+    Replicas send gradients from buckets. Of shards what is in no block stays gathered during the step, with its
+    gradient; of the blocks there are a few at a time, and one's gradient before and while it is sent.
+    """
+    if config.plan.devices == 1:
+        return 1.0, 0.0
+    if config.train.parallel == "ddp":
+        return 1.0, 4.0 * cost.parameters
+    return 1 / config.plan.devices, 4.0 * (2 * cost.other_parameters + (_GATHERED + 2) * cost.block_parameters)
 
 
 def _average(config: PlanConfig, cost: ModelCost) -> int:
@@ -174,11 +212,9 @@ class Plan:
     @property
     def largest_micro_batch(self) -> int | None:
         """Of one device; a smaller one than its share of the batch costs a second forward pass."""
-        return (
-            None
-            if self.available is None
-            else self.memory.largest_micro_batch(self.available, share_of_batch(self.config))
-        )
+        if self.available is None:
+            return None
+        return largest_micro_batch(self.config, self.cost, self.archive, self.device, self.available)
 
     @property
     def seconds_per_volume(self) -> float | None:

@@ -17,7 +17,9 @@ import torch
 from lejepa_med.config import validate
 from lejepa_med.config.planning import PlanConfig
 from lejepa_med.data.dataset import Batch, StepDataset, split_monitored
+from lejepa_med.data.residency import choose_residency
 from lejepa_med.data.sampler import StepSampler
+from lejepa_med.data.sources import CacheSource
 from lejepa_med.data.training_source import base_size, cache_source
 from lejepa_med.machine import examine
 from lejepa_med.training.data_path_stages import measure_loading, measure_training
@@ -63,7 +65,7 @@ def make_plan(config: PlanConfig) -> Plan:
 def planned_device(config: PlanConfig) -> Device:
     """The device of `train.device`, or the one that the section `plan` describes."""
     plan = config.plan
-    if plan.device_memory_gb is not None or plan.device_tflops is not None:
+    if is_elsewhere(config):
         memory = None if plan.device_memory_gb is None else round(plan.device_memory_gb * 1e9)
         return Device("the GPU of the section `plan`", memory, config.train.precision != "float32", True, False)
     here = choose_device(config.train.device)
@@ -71,6 +73,11 @@ def planned_device(config: PlanConfig) -> Device:
     memory = torch.cuda.mem_get_info(here)[0] if on_gpu else examine().memory_free
     name = torch.cuda.get_device_name(here) if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     return Device(name, memory, uses_bf16(config, here), on_gpu, True)
+
+
+def is_elsewhere(config: PlanConfig) -> bool:
+    """Whether the section `plan` describes a GPU."""
+    return config.plan.device_memory_gb is not None or config.plan.device_tflops is not None
 
 
 def planned_archive(config: PlanConfig) -> tuple[Archive, StepDataset | None]:
@@ -90,9 +97,18 @@ def planned_archive(config: PlanConfig) -> tuple[Archive, StepDataset | None]:
     stored = dataset[0].images[0].nbytes
     table = source.cache.table
     stored_bytes = int(table["bytes"].clip(lower=0).sum())
-    return Archive(
-        math.prod(size), stored, len(seen.keys), len(set(seen.patients)), stored_bytes, is_there=True
-    ), dataset
+    resident = _resident_bytes(config, source)
+    numbers = len(seen.keys), len(set(seen.patients)), stored_bytes
+    return Archive(math.prod(size), stored, *numbers, is_there=True, resident_bytes=resident), dataset
+
+
+def _resident_bytes(config: PlanConfig, source: CacheSource) -> int:
+    """Volumes that stay where the model is: in the memory of a CPU, or on a GPU (of another machine: if asked for)."""
+    if is_elsewhere(config):
+        return source.nbytes if config.data.residency == "device" else 0
+    device = choose_device(config.train.device)
+    where = choose_residency(config, source, device).where
+    return source.nbytes if where == "device" or (where == "host" and device.type != "cuda") else 0
 
 
 def _assumed_size(config: PlanConfig) -> tuple[int, ...]:
@@ -115,7 +131,7 @@ def _speed(config: PlanConfig, cost: ModelCost, device: Device, archive: Archive
     peak = matmul_flops(here, torch.bfloat16 if device.bf16 else torch.float32)
     batch = dataset[0] if dataset is not None else _noise(config)
     for probed in (config, _with_one_view(config)):
-        tried = cost if probed is config else model_cost(probed, device.bf16, device.on_gpu)
+        tried = cost if probed is config else model_cost(probed, device.bf16, device.on_gpu, with_parts=False)
         if not _is_worth_starting(probed, tried, archive, device, peak):
             continue
         seconds, pass_again = config.plan.probe_seconds, device.on_gpu and is_recomputed(config)

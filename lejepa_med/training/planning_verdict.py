@@ -9,6 +9,7 @@ from lejepa_med.training.planning import Plan, is_recomputed, share_of_batch
 
 _DAY = 24.0
 _FEWEST_STEPS = 1000  # that anything is learned in
+_WHATEVER_THE_BATCH = ("weight", "grad", "gather", "optim", "copy", "volumes", "process")
 _NOTICED = 0.05  # waiting less than this share of the time needs no advice
 
 
@@ -43,17 +44,16 @@ def _smaller(plan: Plan) -> str:
             f"set train.micro_batch={largest}: the same loss and gradient, with a second forward pass"
             f" ({plan.cost.step_flops(True) / plan.cost.step_flops():.0%} of the FLOPs)"
         )
-    one = plan.memory.per_sample
-    fixed = sum(
-        size for name, size in plan.memory.parts.items() if name.startswith(("weight", "grad", "optim", "copy"))
-    )
+    assert plan.cost.parted is not None
+    one = round(plan.cost.parted.per_volume)
+    fixed = sum(size for name, size in plan.memory.parts.items() if name.startswith(_WHATEVER_THE_BATCH))
     assert plan.available is not None
     if fixed + one > plan.available:
         return (
             f"weights and optimizer take {in_words(fixed)}, one volume {in_words(one)} more: "
             "take a smaller model.name or smaller views"
         )
-    per_volume = (plan.memory.total - fixed - plan.memory.samples * one) / share_of_batch(plan.config)
+    per_volume = (plan.memory.total - fixed - plan.memory.parts["activations"]) / share_of_batch(plan.config)
     fitting = math.floor((plan.available - fixed - one) / per_volume) * plan.config.plan.devices
     if fitting >= 2:
         return (
