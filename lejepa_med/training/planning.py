@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lejepa_med.config.planning import PlanConfig
+from lejepa_med.training.averaging import average_of
 from lejepa_med.training.model_cost import ModelCost, voxels_of_views
 
 USABLE = 0.9
@@ -118,6 +119,7 @@ def memory_needed(config: PlanConfig, cost: ModelCost, archive: Archive, device:
         "gradients, bf16 weights": step.fixed - (1 - held) * 4.0 * cost.parameters,
         _TOGETHER[config.train.parallel]: together,
         "weight average": float(_average(config, cost)),
+        "online probe": 4.0 * cost.backbone_parameters if config.online_probe.tasks else 0.0,  # its windows: no grad
         "copy to be saved": 0.0 if device.on_gpu else float(_checkpoint(config, cost)),
         "volumes": float(archive.resident_bytes),
         "base crops": float(batches * share * archive.crop_bytes),
@@ -148,7 +150,7 @@ def _ranks(config: PlanConfig, cost: ModelCost) -> tuple[float, float]:
 
 
 def _average(config: PlanConfig, cost: ModelCost) -> int:
-    return 0 if config.train.ema_decay is None else 4 * cost.backbone_parameters
+    return 0 if average_of(config.train) is None else 4 * cost.backbone_parameters
 
 
 def _checkpoint(config: PlanConfig, cost: ModelCost) -> int:
