@@ -172,12 +172,19 @@ def test_checkpoints_are_as_large_as_planned(tmp_path: Any, decay: float | None)
     assert file.stat().st_size == pytest.approx(disk_needed(config, cost, False).checkpoint, rel=0.1)
 
 
-def test_averaged_weights_take_memory_and_disk() -> None:
-    without, averaged = a_plan(planned()), a_plan(planned(train={"ema_decay": 0.9}))
+@pytest.mark.parametrize("average", [{"ema_decay": 0.9}, {"swa_fraction": 0.5}], ids=["exponential", "mean"])
+def test_averaged_weights_take_memory_and_disk(average: dict[str, float]) -> None:
+    without, averaged = a_plan(planned()), a_plan(planned(train=average))
     more = 4 * averaged.cost.backbone_parameters
     assert more > 0
     assert averaged.memory.total - without.memory.total == more
     assert averaged.disk.checkpoint - without.disk.checkpoint == more
+
+
+def test_a_probe_takes_a_copy_of_the_backbone() -> None:
+    task = {"name": "grade", "labels": "labels.csv", "column": "grade"}
+    without, probed = a_plan(planned()), a_plan(planned(online_probe={"tasks": [task]}))
+    assert probed.memory.total - without.memory.total == 4 * without.cost.backbone_parameters
 
 
 @functools.cache
