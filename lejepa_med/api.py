@@ -2,7 +2,7 @@
 
 RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
 RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/  and tensorboard/, as `logging` says
-RUN/backbone.safetensors  and DONE, or STOPPED
+RUN/backbone.safetensors  and DONE (which says so if the run ended early), or STOPPED
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from lejepa_med.training.advice import Advice, advise
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.devices import choose_device, deterministic_kernels
 from lejepa_med.training.initial_weights import load_initial_weights
-from lejepa_med.training.log import read_log
+from lejepa_med.training.log import last_step, read_log
 from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
@@ -266,17 +266,19 @@ def _write_start(config: PretrainConfig, job: _Job, out: Path) -> None:
 def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone | None, is_own: bool) -> None:
     """`trained` is None for a run that was stopped."""
     (out / "STOPPED").unlink(missing_ok=True)
+    steps, ended = last_step(out)
     if trained is not None:
         provenance: dict[str, int | str] = {
             "patients": len(set(job.seen.patients)),
             "series": len(job.seen.keys),
-            "steps": config.train.steps,
+            "steps": steps,
         }
         if config.train.ema_decay is not None:
             provenance["weights"] = f"exponential average over steps, decay {config.train.ema_decay:g}"
         model = None if is_own else config.model
         save_backbone(out / "backbone.safetensors", trained, model, job.spec, provenance)
-    (out / ("STOPPED" if trained is None else "DONE")).touch()
+    early = f"ended after step {steps} of {config.train.steps}: {ended} (train.stop_on_plateau)\n" if ended else ""
+    (out / ("STOPPED" if trained is None else "DONE")).write_text(early)
 
 
 def step_datasets(

@@ -75,6 +75,12 @@ def read_log(run: Path, name: str) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if not is_missing(value)} for line in lines]
 
 
+def last_step(run: Path) -> tuple[int, str]:
+    """How many steps a run has made, and why it ended before `train.steps`; empty if it did not."""
+    line = last_line(run, "metrics")
+    return int(line.get("step", -1)) + 1, str(line.get("ended", ""))
+
+
 def last_line(run: Path, name: str) -> dict[str, Any]:
     """The newest whole line of a log that may be growing, without reading the rest; empty if there is none yet."""
     try:

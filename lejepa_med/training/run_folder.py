@@ -20,6 +20,7 @@ MOVABLE = {
     "parallel",
     "on_nan",
     "max_skips",
+    "max_loss_ratio",
     "tensorboard",
     "wandb",
     "mlflow",

@@ -96,7 +96,8 @@ class Network(Backbone):
 
 
 def settings(**changes: Any) -> PretrainConfig:
-    return PretrainConfig.model_validate({key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()})
+    sections = {key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()}
+    return PretrainConfig.model_validate(sections | {"seed": changes.get("seed", 0)})
 
 
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
