@@ -257,6 +257,7 @@ def _set_up(
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
     _write_sheet(config, job.views, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
     (out / "spec.yaml").write_text(dump_yaml(job.spec))
@@ -265,7 +266,6 @@ def _write_start(config: PretrainConfig, job: _Job, out: Path) -> None:
 
 def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone | None, is_own: bool) -> None:
     """`trained` is None for a run that was stopped."""
-    (out / "STOPPED").unlink(missing_ok=True)
     steps, ended = last_step(out)
     if trained is not None:
         provenance: dict[str, int | str] = {
