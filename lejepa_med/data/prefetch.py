@@ -145,7 +145,7 @@ def _unpacked(made: Iterator[list[Batch] | UserError], config: DataConfig) -> It
             batches = next(made)
         except StopIteration:
             return
-        except Exception as error:
+        except Exception:
             codes = [worker.exitcode for worker in getattr(made, "_workers", ())]
             if -signal.SIGKILL not in codes:
                 raise
