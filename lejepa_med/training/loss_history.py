@@ -14,7 +14,7 @@ from statistics import median
 
 from lejepa_med.config.pretraining import TrainConfig
 from lejepa_med.distributed import gather_objects, rank, together
-from lejepa_med.training.log import read_log
+from lejepa_med.training.log import read_log_before
 
 WINDOW = 100
 """Losses of a median: a batch that is hard by chance moves none."""
@@ -87,8 +87,7 @@ def history_of(run: Path, start: int, config: TrainConfig) -> LossHistory:
     history = LossHistory(config)
     with together():
         if rank() == 0:
-            for line in read_log(run, "metrics") if start else []:
-                if line["step"] < start:
-                    history.take(line["step"], None if line.get("skipped") else line.get("total"))
+            for line in read_log_before(run, "metrics", start):
+                history.take(line["step"], None if line.get("skipped") else line.get("total"))
     shared: LossHistory = gather_objects(history)[0]
     return shared

@@ -54,8 +54,8 @@ def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world:
 
 
 EXPLODES: dict[str, Any] = {
-    "optim": {"lr": 30.0, "warmup_fraction": 0.99},
-    "train": {"steps": 200, "checkpoint_every": 2, "keep_checkpoints": 200},
+    "optim": {"lr": 10.0, "warmup_fraction": 0.99},
+    "train": {"steps": 100, "checkpoint_every": 2, "keep_checkpoints": 100},
     **SMALLEST,
 }
 """Trains while the learning rate is low, and diverges on its way up."""

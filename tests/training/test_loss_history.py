@@ -1,8 +1,7 @@
-"""A loss that explodes, or no longer falls, is found in the run's own record: by a resumed run as by an undisturbed one."""
+"""A loss that explodes or rests is found in a run's own record, by a resumed run as by an undisturbed one."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import random
@@ -45,7 +44,6 @@ def test_a_jump_is_found_at_its_step_and_a_slow_climb_on_its_way() -> None:
     steps, history = found([*losses, 50.0])
     assert steps == [400] and history.good_until == 399
     climb = [losses[-1] * 1.02**step for step in range(300)]
-    assert [b / a for a, b in itertools.pairwise(climb)][0] < 1.1
     steps, history = found([*losses, *climb])
     median = sorted(losses[-WINDOW:])[WINDOW // 2]
     assert 400 + math.log(5) / math.log(1.02) < steps[0] < 400 + math.log(20) / math.log(1.02)
@@ -109,10 +107,11 @@ def test_an_explosion_stops_and_names_weights_from_before(tmp_path: Path) -> Non
 
 def test_no_checkpoint_from_before_is_said(tmp_path: Path) -> None:
     few = EXPLODES | {"optim": {"lr": 1e3}, "train": {"steps": 20, "checkpoint_every": 3, "keep_checkpoints": 1}}
-    with pytest.raises(UserError, match="; every checkpoint that is kept is of a later step than the last good one$"):
+    with pytest.raises(UserError, match=r"; every checkpoint that is kept is of a later step than the last good one$"):
         small_run(tmp_path / "run", **few)
 
 
+@pytest.mark.long
 def test_a_run_ends_where_the_loss_rests(tmp_path: Path) -> None:
     rests = RESTS | {"train": RESTS["train"] | {"checkpoint_every": 50, "keep_checkpoints": 9}}
     run = tmp_path / "run"
