@@ -109,6 +109,17 @@ def end_together(error: UserError) -> None:
     raise error
 
 
+@contextmanager
+def said_once_per_machine() -> Iterator[None]:
+    """Before ranks have joined: a UserError that all ranks of a machine meet alike, since they read the same files."""
+    try:
+        yield
+    except UserError:
+        if started_ranks() > 1 and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            raise SystemExit(2) from None
+        raise
+
+
 def gather_objects(value: Any) -> list[Any]:
     """The values of all ranks, in their order; what can be pickled."""
     if not _several():

@@ -10,7 +10,7 @@ from lejepa_med import api
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import PretrainConfig, load_config
 from lejepa_med.data.training_source import base_size
-from lejepa_med.distributed import rank
+from lejepa_med.distributed import rank, said_once_per_machine
 from lejepa_med.errors import UserError
 from lejepa_med.training.bottleneck import in_words
 from lejepa_med.training.log import last_line
@@ -46,8 +46,9 @@ def _require_picture(file: Path) -> None:
 
 def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     """One run; SIGTERM and Ctrl-C finish the step, save and leave STOPPED."""
-    config = load_config(PretrainConfig, options.config, options.overrides)
-    source, preprocess = api.open_source(None, config)
+    with said_once_per_machine():
+        config = load_config(PretrainConfig, options.config, options.overrides)
+        source, preprocess = api.open_source(None, config)
     progress = ProgressLine(lambda stage: last_numbers(options.out) if stage == "pretrain" else "")
     run = api.run_pretraining(
         config, source, preprocess, options.out, resume=options.resume, progress=progress, warn=progress.note
@@ -58,6 +59,8 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
     if run.finished:
         lines = [f"run: {run.path}", f"weights: {run.path / 'backbone.safetensors'}"]
         result: dict[str, Any] = {"run": run.path, "weights": run.path / "backbone.safetensors"}
+        if early := (run.path / "DONE").read_text().strip():
+            lines, result = [*lines, early], result | {"ended": early}
     else:
         resume = f"lejepa-med pretrain {options.config} --out {run.path} --resume"
         lines = [f"stopped and saved; go on with: {resume}"]

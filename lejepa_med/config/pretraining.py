@@ -237,6 +237,12 @@ class TrainConfig(Frozen):
         "stop", description="loss or gradient not finite: stop, or leave the step out and go on"
     )
     max_skips: int = Field(10, ge=0, description="on_nan: skip: one more of these steps stops the run")
+    max_loss_ratio: float | None = Field(
+        10.0, ge=2, description="a loss above so many times the run's lowest running median stops it; null = never"
+    )
+    stop_on_plateau: int | None = Field(
+        None, ge=100, description="end early if the median loss of so many steps is not 1 % below that of those before"
+    )
     channels_last: bool = Field(False, description="channels last in memory: convolutions in bf16 on a GPU like it")
     compile: bool = Field(False, description="torch.compile of the backbone: minutes at the start, faster steps")
     activation_checkpointing: bool = Field(

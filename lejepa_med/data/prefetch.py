@@ -20,7 +20,7 @@ import torch
 
 from lejepa_med.config.pretraining import DataConfig
 from lejepa_med.data.dataset import Batch, StepDataset
-from lejepa_med.errors import UserError
+from lejepa_med.errors import DataError, UserError
 
 T = TypeVar("T")
 Fed = tuple[int, Batch, float]
@@ -107,9 +107,27 @@ def _by_processes(
     )
     made = iter(loader)
     try:
-        yield _unpacked(made)
+        with _default_on_child_death():
+            yield _unpacked(made, config)
     finally:
         _end_workers(made)
+
+
+@contextlib.contextmanager
+def _default_on_child_death() -> Generator[None, None, None]:
+    """torch raises where the main thread is when a worker dies, be it in the middle of a step or of a write.
+
+    Without, the loader finds the dead worker when it waits for a batch: a place where the errors of ranks are agreed.
+    """
+    try:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except ValueError:  # not the main thread: torch has not set it from here either
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL if before is None else before)
 
 
 def _end_workers(made: object) -> None:
@@ -121,11 +139,28 @@ def _end_workers(made: object) -> None:
             worker.kill()
 
 
-def _unpacked(made: Iterator[list[Batch] | UserError]) -> Iterator[Batch]:
-    for batches in made:
+def _unpacked(made: Iterator[list[Batch] | UserError], config: DataConfig) -> Iterator[Batch]:
+    while True:
+        try:
+            batches = next(made)
+        except StopIteration:
+            return
+        except Exception:
+            codes = [worker.exitcode for worker in getattr(made, "_workers", ())]
+            if -signal.SIGKILL not in codes:
+                raise
+            raise _killed(1 + codes.index(-signal.SIGKILL), config) from None
         if isinstance(batches, UserError):
             raise batches
         yield from batches
+
+
+def _killed(worker: int, config: DataConfig) -> DataError:
+    return DataError(
+        f"loader process {worker} of {config.workers} was killed, as the system does when memory runs out; lower "
+        f"data.workers or data.prefetch (now {config.prefetch}), or take smaller crops or batches, or ask for more "
+        "memory, and go on with --resume"
+    )
 
 
 def _ignore_stop_signals(worker: int) -> None:

@@ -40,7 +40,7 @@ class _Running:
 
 
 class BackgroundProbe:
-    """Measures the weights after 0, `every`, 2 `every`, ... and all steps; at most one measurement at a time.
+    """Measures the weights after 0, `every`, 2 `every`, ... steps, and the last; at most one measurement at a time.
 
     `copy` is a backbone of its own of the same shape, on the device of the training; `measure` may change it. Both are
     None on ranks other than the first, which only know when a probe is due. Lines get `step`, the number of steps that
@@ -52,25 +52,25 @@ class BackgroundProbe:
         copy: Backbone | None,
         measure: Measure | None,
         every: int,
-        steps: int,
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._copy, self._measure, self._every, self._steps = copy, measure, every, steps
+        self._copy, self._measure, self._every = copy, measure, every
         self._warn = warn or (lambda sentence: None)
         self._running: _Running | None = None
         self._failed = self._said = False
+        self._given = -1  # the last ones measured
 
     def due(self, done: int) -> bool:
         """Whether the weights after this many steps are probed; the same on all ranks."""
-        return done % self._every == 0 or done == self._steps
+        return done % self._every == 0
 
-    def start(self, done: int, weights: Mapping[str, Tensor]) -> Lines:
+    def start(self, done: int, weights: Mapping[str, Tensor], wait: bool = False) -> Lines:
         """Begins to measure a copy of `weights`. Returns lines that were finished before.
 
-        The last weights wait for the probe before them; others are left out while it runs.
+        While a probe runs another is left out, or waits for it (`wait`). Weights are not measured twice.
         """
-        lines = self.finished(wait=done == self._steps)
-        if self._copy is None or self._measure is None or self._failed:
+        lines = self.finished(wait=wait)
+        if self._copy is None or self._measure is None or self._failed or self._given == done:
             return lines
         if self._running is not None:
             if not self._said:
@@ -80,6 +80,7 @@ class BackgroundProbe:
                 )
             self._said = True
             return lines
+        self._given = done
         self._copy.load_state_dict(weights)
         ready = None
         if next(self._copy.parameters()).is_cuda:

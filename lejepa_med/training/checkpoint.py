@@ -77,11 +77,18 @@ class Checkpoints:
         self._finish()
         return load_checkpoint(self.folder, which, describe_run(self.run))
 
-    def last_good(self) -> str:
-        """The end of a sentence that says where one can go on; waits for the writer."""
+    def last_good(self, until: int | None = None) -> str:
+        """The end of a sentence that says where one can go on; waits for the writer.
+
+        `until`: those of more steps hold weights that are no good.
+        """
         if self._writing is not None:
             wait([self._writing])
-        return self._last_good()
+        found = numbered(self.folder)
+        good = [file.name for step, file in found if until is None or step <= until]
+        if found and not good:
+            return "every checkpoint that is kept is of a later step than the last good one"
+        return f"the last good checkpoint is {good[-1]}" if found and until is not None else self._last_good()
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -31,8 +31,7 @@ class RunLog:
         for name in self.NAMES:
             file = run / f"{name}.jsonl"
             if file.exists():
-                kept = [line for line in file.read_text().splitlines(keepends=True) if _step(line) < start]
-                file.write_text("".join(kept))
+                file.write_text("".join(_lines_before(file, start)))
         self._run = run
         self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES if name != "probes"}
 
@@ -84,7 +83,20 @@ def read_log(run: Path, name: str) -> list[dict[str, Any]]:
     """The lines of one of `RunLog.NAMES`, each with the numbers it has: null is as if not measured."""
     file = run / f"{name}.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [{key: value for key, value in line.items() if not is_missing(value)} for line in lines]
+    return [_measured(line) for line in lines]
+
+
+def read_log_before(run: Path, name: str, start: int) -> list[dict[str, Any]]:
+    """As `read_log`, of the steps before `start`: what a kill has left of later lines need not be whole."""
+    file = run / f"{name}.jsonl"
+    lines = [json.loads(line) for line in _lines_before(file, start)] if file.exists() else []
+    return [_measured(line) for line in lines]
+
+
+def last_step(run: Path) -> tuple[int, str]:
+    """How many steps a run has made, and why it ended before `train.steps`; empty if it did not."""
+    line = last_line(run, "metrics")
+    return int(line.get("step", -1)) + 1, str(line.get("ended", ""))
 
 
 def last_line(run: Path, name: str) -> dict[str, Any]:
@@ -93,9 +105,17 @@ def last_line(run: Path, name: str) -> dict[str, Any]:
         with (run / f"{name}.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))
             lines = file.read().split(b"\n")[:-1]  # what follows the last line end is still being written
-        return {key: value for key, value in json.loads(lines[-1]).items() if not is_missing(value)}
+        return _measured(json.loads(lines[-1]))
     except (OSError, ValueError, IndexError):
         return {}
+
+
+def _measured(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if not is_missing(value)}
+
+
+def _lines_before(file: Path, start: int) -> list[str]:
+    return [line for line in file.read_text().splitlines(keepends=True) if _step(line) < start]
 
 
 def is_missing(value: Any) -> bool:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,16 +18,16 @@ from torch import Tensor
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.data.prefetch import Fed, feed
-from lejepa_med.distributed import end_together, gather_objects, rank, together
+from lejepa_med.distributed import end_together
 from lejepa_med.errors import DataError, UserError
 from lejepa_med.objective import LeJEPALoss
-from lejepa_med.training.advice import Adviser
 from lejepa_med.training.background_probe import BackgroundProbe
 from lejepa_med.training.batch_views import batch_views
-from lejepa_med.training.devices import choose_device, peak_memory, uses_bf16
-from lejepa_med.training.log import RunLog, read_log
+from lejepa_med.training.devices import choose_device, uses_bf16
+from lejepa_med.training.loss_history import history_of
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.monitor import Monitor
+from lejepa_med.training.observer import open_observer
 from lejepa_med.training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from lejepa_med.training.parallel import clip_gradients, distribute
 from lejepa_med.training.speed import tune
@@ -50,13 +49,14 @@ def train(
     warn: Callable[[str], None] | None = None,
     probe: BackgroundProbe | None = None,
 ) -> bool:
-    """Trains until `train.steps`, or until SIGTERM; True if it came to the end. Resuming is exact to the bit on a CPU.
+    """Trains until `train.steps`, a plateau or SIGTERM; False for the last. Resuming is exact to the bit on a CPU.
 
-    `warn` is told each advice of the diagnostics when it first holds; `held_out` are patients that are not trained on.
+    `warn` is told each advice of the diagnostics when it first holds; `held_out` are patients that are not trained on;
+    `probe` measures the weights now and then, beside the steps.
 
     Raises:
         DataError: a series is damaged, or no view can be cut from it.
-        UserError: the loss is not finite. Both name the step, the series and the last good checkpoint.
+        UserError: the loss is not finite, or explodes. Both name the step, the series and the last good checkpoint.
     """
     device, steps = choose_device(config.train.device), config.train.steps
     model = model.to(device).train()
@@ -68,17 +68,17 @@ def train(
     state = TrainingState(model, optimizer, config, run)
     done = saved = start = state.restore() if resume else state.begin()
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
+    history = history_of(run, start, config.train)
+    last = start if history.has_ended else steps
     monitor = Monitor(model, loss_function, config, dataset, held_out)
     statistics = RunningStatistics(model, wanted=config.train.on_nan == "skip")
-    batches = feed(dataset, range(start, steps), config.data, device)
-    naming = _naming_the_step(state, lambda: done)
-    probing = probe or nullcontext()
-    with naming, batches as fed, StopFlag() as stop, state, _open_log(run, start, config) as log, probing:
-        _probe(probe, state, start, log)
-        advise = Adviser(config, log.read("diagnostics"), warn)
+    batches = feed(dataset, range(start, last), config.data, device)
+    observing = open_observer(run, start, config, monitor, warn, probe)
+    with _naming_the_step(state, lambda: done), batches as fed, StopFlag() as stop, state, observing as observer:
+        observer.probe(start, state.leaving)
         ready = _with_views(fed, crop, config.seed, state.check)
-        with StepRecord(config.train, _skips(log), log.write, partial(_fail, dataset, state)) as record:
-            for step, batch, views, waited in until_stopped(ready, stop):
+        with StepRecord(config.train, history, observer.write, partial(_fail, dataset, state)) as record:
+            for step, batch, views, spent in until_stopped(ready, stop):
                 began = time.perf_counter()
                 statistics.keep()
                 with autocast:
@@ -93,75 +93,42 @@ def train(
                 state.average(step)
                 record.add(step, loss, grad_norm, lr)
 
-                timing = _timing(config, waited, time.perf_counter() - began, device)
-                log.write("timing", step=step, **timing, residency=dataset.source.where)
-                due = step % config.train.diagnostics_every == 0 or step == steps - 1
-                if due and not record.settle():
-                    with autocast, together():
-                        numbers = monitor(step, views, features, projections, batch.patients, float(grad_norm))
-                    log.write("diagnostics", **numbers, advice=advise(numbers))
+                observer.timing(step, spent, time.perf_counter() - began, dataset.source.where)
+                if observer.is_due(step) and not record.settle():
+                    with autocast:
+                        observer.diagnose(step, views, features, projections, batch.patients, float(grad_norm))
                 done = step + 1
-                _probe(probe, state, done, log)
+                observer.probe(done, state.leaving)
                 if done % config.train.checkpoint_every == 0:
                     record.settle()
                     saved = state.save(done)
                 if progress is not None:
                     progress("pretrain", done, steps)
+                if record.ends_with(step):
+                    last = done
+                    break
         if done > saved:
             state.save(done)
-        if probe is not None and done == steps:
-            log.lines("probes", probe.finished(wait=True))
-    if done == steps:
+        if done == last:
+            observer.probe(done, state.leaving, is_last=True)
+    if done == last:
         state.finish()
-    return done == steps
+    return done == last
 
 
-def _probe(probe: BackgroundProbe | None, state: TrainingState, done: int, log: _Log) -> None:
-    """Begins an online probe that is due, and writes down what one has found meanwhile."""
-    if probe is not None:
-        log.lines("probes", probe.start(done, state.leaving()) if probe.due(done) else probe.finished())
-
-
-Ready = tuple[int, Batch, list[Float[Tensor, "view sample channel ..."]], float]
-"""A step, its batch, the views of it, and the seconds that the loop waited for the batch."""
+Spent = tuple[float, float]
+"""Seconds for which the loop waited for a batch, and those in which it made the views."""
+Ready = tuple[int, Batch, list[Float[Tensor, "view sample channel ..."]], Spent]
+"""A step, its batch, the views of it, and what they took."""
 
 
 def _with_views(fed: Iterable[Fed], crop: BatchedMultiCrop, seed: int, check: Callable[[], None]) -> Iterator[Ready]:
     """`check` raises what else ends the run: from here, an error of one rank reaches all."""
     for step, batch, waited in fed:
         check()
-        yield step, batch, batch_views(crop, batch, ("views", seed, step)), waited
-
-
-class _Log:
-    """The record of the run on the first rank; the others write nothing and read nothing."""
-
-    def __init__(self, run: Path, log: RunLog | None) -> None:
-        self._run, self._log = run, log
-
-    def write(self, name: str, **values: Any) -> None:
-        if self._log is not None:
-            self._log.write(name, **values)
-
-    def lines(self, name: str, lines: list[dict[str, Any]]) -> None:
-        for line in lines:
-            self.write(name, **line)
-
-    def read(self, name: str) -> list[dict[str, Any]]:
-        return read_log(self._run, name) if self._log is not None else []
-
-
-@contextmanager
-def _open_log(run: Path, start: int, config: PretrainConfig) -> Iterator[_Log]:
-    with together():
-        log = RunLog(run, start, config) if rank() == 0 else None
-    with log or nullcontext():
-        yield _Log(run, log)
-
-
-def _skips(log: _Log) -> int:
-    """Steps that the run has left out so far; the same on all ranks."""
-    return int(gather_objects(sum(bool(line.get("skipped")) for line in log.read("metrics")))[0])
+        began = time.perf_counter()
+        views = batch_views(crop, batch, ("views", seed, step))
+        yield step, batch, views, (waited, time.perf_counter() - began)
 
 
 @contextmanager
@@ -173,14 +140,8 @@ def _naming_the_step(state: TrainingState, step: Callable[[], int]) -> Iterator[
         raise DataError(f"training stopped at step {step()}: {error}; {state.last_good()}") from None
 
 
-def _fail(dataset: StepDataset, state: TrainingState, step: int, wrong: str) -> None:
+def _fail(dataset: StepDataset, state: TrainingState, step: int, wrong: str, good_until: int | None) -> None:
     """Every rank comes here, since loss and gradient are those of all."""
     keys = dataset.keys_of(step)
     series = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-    end_together(UserError(f"training stopped: {wrong}, batch of series {series}; {state.last_good()}"))
-
-
-def _timing(config: PretrainConfig, waited: float, computed: float, device: torch.device) -> dict[str, float]:
-    seconds = waited + computed
-    speed = config.train.batch_size / seconds
-    return {"samples_per_s": speed, "data_wait": waited / seconds, "memory": peak_memory(device)}
+    end_together(UserError(f"training stopped: {wrong}, batch of series {series}; {state.last_good(good_until)}"))

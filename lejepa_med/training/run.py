@@ -3,7 +3,7 @@
 RUN/config.yaml  spec.yaml  pretraining_series.csv  views.png
 RUN/metrics.jsonl  timing.jsonl  diagnostics.jsonl  checkpoints/
 RUN/probes.jsonl  and tensorboard/, as `online_probe` and `logging` say
-RUN/backbone.safetensors  and DONE, or STOPPED
+RUN/backbone.safetensors  and DONE (which says so if the run ended early), or STOPPED
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lejepa_med.training.background_probe import BackgroundProbe, Lines, Measure
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.devices import choose_device, deterministic_kernels
 from lejepa_med.training.initial_weights import load_initial_weights
-from lejepa_med.training.log import read_log
+from lejepa_med.training.log import last_step, read_log
 from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
@@ -181,7 +181,7 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
         return None
     measure, settings = hooks.probe, config.online_probe
     if measure is None:
-        return BackgroundProbe(None, None, settings.every, config.train.steps)
+        return BackgroundProbe(None, None, settings.every)
     backbone = copy.deepcopy(job.backbone).to(device)
     backbone.spec = job.spec
 
@@ -192,11 +192,12 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
             reestimate_batchnorm(backbone, batches)
             return measure(backbone, check)
 
-    return BackgroundProbe(backbone, measured, settings.every, config.train.steps, hooks.warn)
+    return BackgroundProbe(backbone, measured, settings.every, hooks.warn)
 
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
     if hooks.write_views is not None:
         hooks.write_views(job.views, out / "views.png")
     (out / "config.yaml").write_text(dump_yaml(config))
@@ -206,19 +207,20 @@ def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> 
 
 def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone | None, is_own: bool) -> None:
     """`trained` is None for a run that was stopped."""
-    (out / "STOPPED").unlink(missing_ok=True)
+    steps, ended = last_step(out)
     if trained is not None:
         provenance: dict[str, int | str] = {
             "patients": len(set(job.seen.patients)),
             "series": len(job.seen.keys),
-            "steps": config.train.steps,
+            "steps": steps,
         }
         average = average_of(config.train)
         if average is not None:
             provenance["weights"] = average[1]
         model = None if is_own else config.model
         save_backbone(out / "backbone.safetensors", trained, model, job.spec, provenance)
-    (out / ("STOPPED" if trained is None else "DONE")).touch()
+    early = f"ended after step {steps} of {config.train.steps}: {ended} (train.stop_on_plateau)\n" if ended else ""
+    (out / ("STOPPED" if trained is None else "DONE")).write_text(early)
 
 
 def step_datasets(

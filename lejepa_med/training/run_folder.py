@@ -22,6 +22,7 @@ MOVABLE = {
     "parallel",
     "on_nan",
     "max_skips",
+    "max_loss_ratio",
     "tensorboard",
     "wandb",
     "mlflow",

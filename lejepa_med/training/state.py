@@ -91,9 +91,9 @@ class TrainingState:
         if self._checkpoints is not None:
             self._checkpoints.check()
 
-    def last_good(self) -> str:
-        """The end of a sentence that says where one can go on; only the first rank tells any."""
-        return "" if self._checkpoints is None else self._checkpoints.last_good()
+    def last_good(self, until: int | None = None) -> str:
+        """The end of a sentence that says where one can go on; only the first rank tells any. Past `until` none is."""
+        return "" if self._checkpoints is None else self._checkpoints.last_good(until)
 
     def __enter__(self) -> TrainingState:
         return self

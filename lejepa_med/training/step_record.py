@@ -1,7 +1,8 @@
 """Losses of a step on their way to metrics.jsonl, read one step late so that no step waits for its own numbers.
 
 What is not finite never reaches the weights: the device itself leaves out that update. The host learns of it when it
-reads, and then stops the run or counts a skipped step, as `train.on_nan` says.
+reads, and then stops the run or counts a skipped step, as `train.on_nan` says. A finite loss that explodes always stops
+it: the weights that gave it have been made already, and leaving out a step does not heal them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lejepa_med.config.pretraining import TrainConfig
 from lejepa_med.errors import UserError
 from lejepa_med.objective import LossParts
+from lejepa_med.training.loss_history import PLATEAU, LossHistory
 
 PARTS = ("total", "prediction", "sigreg")
 
@@ -61,18 +63,18 @@ class _Waiting:
 class StepRecord:
     """The lines of `metrics.jsonl` in order, each written when the next step is under way, or by `settle`.
 
-    `write` takes the numbers of a line; `fail` is called with a step and what is wrong with it, and raises. `skipped`
-    steps of the run so far count towards `train.max_skips`.
+    `write` takes the numbers of a line; `fail` is called with a step, what is wrong with it and, if the weights are no
+    good, the last step where they were; it raises. `history` is that of the steps before.
     """
 
     def __init__(
         self,
         config: TrainConfig,
-        skipped: int,
+        history: LossHistory,
         write: Callable[..., None],
-        fail: Callable[[int, str], None],
+        fail: Callable[[int, str, int | None], None],
     ) -> None:
-        self.config, self.skipped, self._write, self._fail = config, skipped, write, fail
+        self.config, self.history, self._write, self._fail = config, history, write, fail
         self._waiting: _Waiting | None = None
 
     def __enter__(self) -> StepRecord:
@@ -103,16 +105,29 @@ class StepRecord:
             waiting.copied.synchronize()
         *losses, grad_norm = waiting.numbers.tolist()
         left_out = not (math.isfinite(losses[0]) and math.isfinite(grad_norm))
+        wrong = self.history.take(waiting.step, None if left_out else losses[0])
         if left_out:
-            self._count(waiting.step)
+            wrong = self._too_many(waiting.step)
+        if wrong is not None:
+            self._fail(waiting.step, wrong, None if left_out else self.history.good_until)
         line: dict[str, Any] = dict(zip(PARTS, losses, strict=True)) | {"lr": waiting.lr, "grad_norm": grad_norm}
-        self._write("metrics", step=waiting.step, **line, **({"skipped": True} if left_out else {}))
+        line |= {"skipped": True} if left_out else {}
+        line |= {"ended": PLATEAU} if self.history.has_ended else {}
+        self._write("metrics", step=waiting.step, **line)
         return left_out
 
-    def _count(self, step: int) -> None:
-        self.skipped += 1
+    def ends_with(self, step: int) -> bool:
+        """Whether this step is the last one because the loss no longer falls; waits for its loss where that may be."""
+        block = self.config.stop_on_plateau
+        if block is None or (step + 1) % block:
+            return False
+        self.settle()
+        return self.history.has_ended
+
+    def _too_many(self, step: int) -> str | None:
         wrong = f"loss or gradient not finite at step {step}"
         if self.config.on_nan == "stop":
-            self._fail(step, wrong)
-        elif self.skipped > self.config.max_skips:
-            self._fail(step, f"{wrong}, one more than train.max_skips {self.config.max_skips}")
+            return wrong
+        if self.history.skipped > self.config.max_skips:
+            return f"{wrong}, one more than train.max_skips {self.config.max_skips}"
+        return None

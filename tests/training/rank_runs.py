@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from small_runs import small_run
 
+from lejepa_med.data.dataset import StepDataset
 from lejepa_med.errors import UserError
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -48,6 +49,8 @@ def work(rank: int, world: int, port: int, out: Path, options: dict[str, Any]) -
     options = dict(options)
     if options.pop("full", False):
         fill_disk(out)
+    if options.pop("undivided", False):
+        StepDataset.share_of = lambda self, samples: slice(0, samples)  # type: ignore[method-assign]
     train = {"steps": STEPS, "batch_size": 5, "checkpoint_every": EVERY, "diagnostics_every": 7}
     options["train"] = train | options.pop("train", {})
     with (out.parent / f"{out.name}.rank{rank}").open("a") as said:
@@ -91,16 +94,20 @@ def steps_written(out: Path) -> int:
     return file.read_text().count("\n") if file.exists() else 0
 
 
-def disturbed(out: Path, world: int, times: int, by: int, **options: Any) -> list[int]:
+def disturbed(out: Path, worlds: list[int], times: int, signals: list[str], **options: Any) -> list[int]:
     """A run that is killed (all ranks) or stopped (a signal to one of them) some times on its way, and resumed.
 
-    Returns the exit codes of the runs that were stopped. Moments are drawn, so far apart that every run
-    makes steps of its own.
+    Returns the exit codes of the runs that were stopped. Moments and signals are drawn, moments so far apart that every
+    run makes steps of its own. Numbers of ranks take turns.
     """
-    draw, codes = random.Random(times + world), []
-    steps = options.get("train", {}).get("steps", STEPS)
-    for place in sorted(draw.sample(range(1, steps // APART - 1), times)):
-        moment = APART * place + draw.randrange(EVERY)
+    draw, codes = random.Random(times + worlds[0]), []
+    train = options.get("train", {})
+    steps, every = train.get("steps", STEPS), train.get("checkpoint_every", EVERY)
+    apart = options.pop("apart", APART)
+    for number, place in enumerate(sorted(draw.sample(range(1, steps // apart - 1), times))):
+        moment = apart * place + draw.randrange(every)
+        by = getattr(signal, draw.choice(signals)) if len(signals) > 1 else getattr(signal, signals[0])
+        world = worlds[number % len(worlds)]
         ranks = launch(out, world, options | {"resume": (out / "config.yaml").exists()})
         deadline = time.monotonic() + LIMIT_S
         while steps_written(out) < moment and time.monotonic() < deadline and ranks[0].is_alive():
@@ -108,9 +115,13 @@ def disturbed(out: Path, world: int, times: int, by: int, **options: Any) -> lis
         time.sleep(0.01 * draw.random())
         for process in ranks if by == signal.SIGKILL else [draw.choice(ranks)]:
             os.kill(process.pid, by)
+        told = "killed" if by == signal.SIGKILL else "stopped"
+        with (out.parent / f"{out.name}.disturbed").open("a") as said:
+            said.write(f"{told} on {world} at {steps_written(out)}\n")
         ended = finish(ranks)
         codes += ended if by == signal.SIGTERM else []
         assert (out / "STOPPED").exists() == (by == signal.SIGTERM), (out, moment)
+    world = worlds[times % len(worlds)]
     assert whole(out, world, **options, resume=True) == [0] * world
     return codes
 
@@ -134,7 +145,8 @@ def main(folder: Path, plan: list[dict[str, Any]]) -> None:
         if by is None:
             codes[out.name] = whole(out, world, **job)
         else:
-            codes[out.name] = disturbed(out, world, times, getattr(signal, by), **job)
+            worlds = world if isinstance(world, list) else [world]
+            codes[out.name] = disturbed(out, worlds, times, by if isinstance(by, list) else [by], **job)
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +37,29 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+SMALLEST: dict[str, Any] = {
+    "views": {"num_local": 0, "global_size": [4, 4, 4], "local_size": [4, 4, 4]},
+    "logging": {"tensorboard": False},
+}
+"""Changes for runs of many steps: some 8 ms each."""
+
 NAN_STEPS = (3, 5)
 NAN_PASSES = tuple(2 * step + part for step in NAN_STEPS for part in (1, 2))
 
 
 class Patterns(torch.utils.data.Dataset[Tensor]):
-    """Smooth random volumes; `patients[i]` alone decides volume i, but for noise. `poison` is NaN."""
+    """Smooth random volumes; `patients[i]` alone decides volume i, but for noise. `poison` is NaN; `deadly` kills the
+    loader process that reads it, as the system does when memory runs out."""
 
-    def __init__(self, patients: list[str], poison: int | None = None) -> None:
-        self.patients, self.poison = patients, poison
+    def __init__(self, patients: list[str], poison: int | None = None, deadly: int | None = None) -> None:
+        self.patients, self.poison, self.deadly = patients, poison, deadly
 
     def __len__(self) -> int:
         return len(self.patients)
 
     def __getitem__(self, index: int) -> Tensor:
+        if index == self.deadly and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
         if index == self.poison:
             return torch.full((1, 10, 10, 10), torch.nan)
         number = sorted(set(self.patients)).index(self.patients[index])
@@ -96,14 +107,15 @@ class Network(Backbone):
 
 
 def settings(**changes: Any) -> PretrainConfig:
-    return PretrainConfig.model_validate({key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()})
+    sections = {key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()}
+    return PretrainConfig.model_validate(sections | {"seed": changes.get("seed", 0)})
 
 
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
     """A run on `patients` with `scans` volumes each; `warn` and `resume` are handed on."""
     extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
-    poison = changes.pop("poison", None)
+    bad = {key: changes.pop(key, None) for key in ("poison", "deadly")}
     names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
     torch.manual_seed(0)
-    source = DatasetSource(Patterns(names, poison), names)
+    source = DatasetSource(Patterns(names, **bad), names)
     return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)

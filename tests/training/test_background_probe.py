@@ -42,8 +42,8 @@ def state(value: float) -> dict[str, Any]:
 
 def test_one_at_a_time_and_what_is_left_out_is_said_once() -> None:
     slow, heard = Slow(), []
-    with BackgroundProbe(Network(), slow, every=10, steps=45, warn=heard.append) as probe:
-        assert [done for done in range(46) if probe.due(done)] == [0, 10, 20, 30, 40, 45]
+    with BackgroundProbe(Network(), slow, every=10, warn=heard.append) as probe:
+        assert [done for done in range(46) if probe.due(done)] == [0, 10, 20, 30, 40]
         assert probe.start(0, state(0.0)) == []
         for done in (10, 20):
             assert probe.start(done, state(float(done))) == [] and probe.finished() == []
@@ -54,15 +54,16 @@ def test_one_at_a_time_and_what_is_left_out_is_said_once() -> None:
         slow.go.clear()
         probe.start(30, state(30.0))
         threading.Timer(0.2, slow.go.set).start()
-        assert probe.start(45, state(45.0)) == [{"step": 30, "task": "a", "linear": 30.0}], "the last one waits"
-        assert probe.finished(wait=True) == [{"step": 45, "task": "a", "linear": 45.0}]
+        assert probe.start(45, state(45.0), wait=True) == [{"step": 30, "task": "a", "linear": 30.0}], "the last waits"
+        assert probe.start(45, state(45.0), wait=True) == [{"step": 45, "task": "a", "linear": 45.0}], "once"
+        assert probe.finished(wait=True) == []
     assert len(heard) == 1
 
 
 def test_the_weights_are_those_of_the_moment() -> None:
     slow = Slow()
     network = Network()
-    with BackgroundProbe(Network(), slow, every=1, steps=9) as probe:
+    with BackgroundProbe(Network(), slow, every=1) as probe:
         network.conv.bias.data.fill_(1.0)
         probe.start(1, network.state_dict())
         network.conv.bias.data.fill_(2.0)  # the training goes on
@@ -72,7 +73,7 @@ def test_the_weights_are_those_of_the_moment() -> None:
 
 def test_a_stop_ends_what_runs() -> None:
     slow = Slow()
-    with BackgroundProbe(Network(), slow, every=10, steps=45) as probe:
+    with BackgroundProbe(Network(), slow, every=10) as probe:
         probe.start(0, state(0.0))
         assert slow.begun.wait(10)
     assert slow.stopped and probe.finished(wait=True) == []
@@ -86,7 +87,7 @@ def test_a_failure_is_told_once_without_foreign_text(error: Exception, told: str
         raise error
 
     heard: list[str] = []
-    with BackgroundProbe(Network(), fail, every=1, steps=9, warn=heard.append) as probe:
+    with BackgroundProbe(Network(), fail, every=1, warn=heard.append) as probe:
         probe.start(0, state(0.0))
         assert probe.finished(wait=True) == []
         for done in range(1, 10):
@@ -95,5 +96,5 @@ def test_a_failure_is_told_once_without_foreign_text(error: Exception, told: str
 
 
 def test_other_ranks_know_when_and_do_nothing() -> None:
-    with BackgroundProbe(None, None, every=3, steps=7) as probe:
+    with BackgroundProbe(None, None, every=3) as probe:
         assert probe.due(3) and probe.start(3, {}) == [] and probe.finished(wait=True) == []

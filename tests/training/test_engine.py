@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import rank_runs
 import torch
-from small_runs import NAN_STEPS, small_run
+from small_runs import NAN_STEPS, SMALLEST, small_run
 
 from lejepa_med.errors import UserError
 from lejepa_med.training.log import read_log
@@ -38,6 +38,7 @@ def bits(run: Path) -> dict[str, bytes]:
 def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world: int, times: int) -> None:
     steps = rank_runs.STEPS if times <= 3 else 80
     base: dict[str, Any] = {"world": world, "kind": "dropout", "train": {"steps": steps, "ema_decay": 0.9}}
+    base |= SMALLEST if times > 3 else {}
     codes = execute(
         tmp_path,
         {"out": "whole", **base},
@@ -50,6 +51,15 @@ def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world:
     assert len(read_log(tmp_path / "whole", "metrics")) == steps
     assert bits(tmp_path / "killed") == expected
     assert bits(tmp_path / "stopped") == expected
+
+
+EXPLODES: dict[str, Any] = {
+    "optim": {"lr": 10.0, "warmup_fraction": 0.99},
+    "train": {"steps": 100, "checkpoint_every": 2, "keep_checkpoints": 100},
+    **SMALLEST,
+}
+"""Trains while the learning rate is low, and diverges on its way up."""
+RESTS: dict[str, Any] = {"optim": {"lr": 1e-12}, "train": {"steps": 500, "stop_on_plateau": 100}, **SMALLEST}
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +82,9 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
         jobs.append({"out": name, "world": 2, "kind": "nan", "train": train})
     jobs.append({"out": "nan stop", "world": 2, "kind": "nan"})
     jobs += [{"out": f"poison {item}", "world": 2, "poison": item, "train": {"steps": 6}} for item in range(2)]
+    jobs.append({"out": "deadly", "world": 2, "deadly": 1, "data": {"workers": 1, "prefetch": 1}})
+    jobs.append({"out": "explodes", "world": 2, **EXPLODES})
+    jobs.append({"out": "rests", "world": 2, **RESTS})
     jobs.append({"out": "used", "world": 2})
     jobs.append({"out": "averaged shards", "world": 2, "train": {"parallel": "fsdp", "ema_decay": 0.9}})
     jobs.append({"out": "full disk", "world": 2, "full": True})
@@ -161,6 +174,8 @@ def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
     folder, codes = ranks
     for run, words in (
         ("nan stop", "training stopped: loss or gradient not finite at step 3"),
+        ("explodes", "training stopped: the loss explodes at step "),
+        ("deadly", ": loader process 1 of 1 was killed, as the system does when memory runs out; lower data.workers"),
         ("used", "not empty"),
         ("averaged shards", "train.ema_decay: weights in shards are not averaged"),
         ("full disk", "at the checkpoint of step 6: the disk is full"),
@@ -171,6 +186,27 @@ def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
     assert [path.name for path in (folder / "used").iterdir()] == ["something"]
     assert not (folder / "averaged shards").exists()
     assert "; the last good checkpoint is step_3.pt; " in (folder / "full disk.rank0").read_text()
+
+
+def test_ranks_end_at_the_same_plateau(ranks: Ranks) -> None:
+    folder, codes = ranks
+    assert codes["rests"] == [0, 0]
+    lines = read_log(folder / "rests", "metrics")
+    assert lines[-1]["ended"] == "plateau" and (folder / "rests" / "DONE").read_text().startswith("ended after step ")
+    assert [line["step"] for line in lines] == list(range(len(lines))) and len(lines) in (200, 300, 400)
+
+
+def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        small_run(tmp_path / "run", deadly=1, data={"workers": 2, "prefetch": 1}, train={"checkpoint_every": 1})
+    lines = read_log(tmp_path / "run", "metrics")
+    said = str(caught.value)
+    assert said.startswith(f"training stopped at step {len(lines)}: loader process ")
+    assert (
+        " of 2 was killed, as the system does when memory runs out; lower data.workers or data.prefetch (now 1)" in said
+    )
+    good = f"the last good checkpoint is step_{len(lines)}.pt" if lines else "there is no checkpoint yet"
+    assert said.endswith(f"go on with --resume; {good}")
 
 
 def test_a_scan_that_one_rank_cannot_use_ends_all(ranks: Ranks) -> None:
