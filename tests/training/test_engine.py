@@ -13,6 +13,7 @@ import rank_runs
 import torch
 from small_runs import NAN_STEPS, SMALLEST, small_run
 
+from lejepa_med.cli.main import main
 from lejepa_med.errors import UserError
 from lejepa_med.training.log import read_log
 
@@ -194,6 +195,21 @@ def test_ranks_end_at_the_same_plateau(ranks: Ranks) -> None:
     lines = read_log(folder / "rests", "metrics")
     assert lines[-1]["ended"] == "plateau" and (folder / "rests" / "DONE").read_text().startswith("ended after step ")
     assert [line["step"] for line in lines] == list(range(len(lines))) and len(lines) in (200, 300, 400)
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_mistake_before_ranks_join_is_said_once_per_machine(
+    place: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", str(place)), ("LOCAL_RANK", str(place))):
+        monkeypatch.setenv(name, value)
+    command = ["pretrain", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "run")]
+    if place == 0:
+        assert main(command) == 2
+    else:
+        with pytest.raises(SystemExit, match="2"):
+            main(command)
+    assert capsys.readouterr().err.count("no.yaml") == 1 - place
 
 
 def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
