@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lejepa_med.api import Run, run_pretraining
 from lejepa_med.backbones import Backbone
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import DatasetSource
+from lejepa_med.training.run import Hooks, execute
 
 SETTINGS: dict[str, Any] = {
     "data": {"monitor_fraction": 0.0},
@@ -34,6 +36,7 @@ SETTINGS: dict[str, Any] = {
     },
     "train": {"steps": 4, "batch_size": 4, "precision": "float32", "device": "cpu", "diagnostics_every": 1},
     "logging": {},
+    "online_probe": {},
 }
 
 
@@ -112,10 +115,24 @@ def settings(**changes: Any) -> PretrainConfig:
 
 
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
-    """A run on `patients` with `scans` volumes each; `warn` and `resume` are handed on."""
+    """A run on `patients` with `scans` volumes each, probed every `probe` steps; `warn`, `resume` are handed on."""
+    probe = changes.pop("probe", None)
     extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
     bad = {key: changes.pop(key, None) for key in ("poison", "deadly")}
     names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
     torch.manual_seed(0)
     source = DatasetSource(Patterns(names, **bad), names)
-    return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)
+    if probe is None:
+        return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)
+    task = {"name": "sums", "labels": "none.csv", "column": "none"}
+    config = settings(**changes, online_probe={"tasks": [task], "every": probe})
+    return execute(config, source, None, out, own=Network(kind), hooks=Hooks(probe=sums_of))
+
+
+def sums_of(backbone: Backbone, check: Callable[[], None]) -> list[dict[str, Any]]:
+    """In place of an online probe: numbers that tell which weights and running statistics were measured."""
+    check()
+    state = backbone.state_dict()
+    return [
+        {"task": "sums", "linear": float(state["conv.weight"].sum()), "knn": float(state["norm.running_var"].sum())}
+    ]

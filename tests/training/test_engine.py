@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import rank_runs
 import torch
+from safetensors.torch import load_file
 from small_runs import NAN_STEPS, SMALLEST, small_run
 
 from lejepa_med.cli.main import main
@@ -86,6 +87,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     jobs.append({"out": "deadly", "world": 2, "deadly": 1, "data": {"workers": 1, "prefetch": 1}})
     jobs.append({"out": "explodes", "world": 2, **EXPLODES})
     jobs.append({"out": "rests", "world": 2, **RESTS})
+    jobs.append({"out": "probed", "kind": "healthy", "world": 2, "optim": slow, "probe": 7})
+    jobs.append({"out": "probed shards", "kind": "healthy", **fsdp, "probe": 7})
     jobs.append({"out": "used", "world": 2})
     jobs.append({"out": "averaged shards", "world": 2, "train": {"parallel": "fsdp", "ema_decay": 0.9}})
     jobs.append({"out": "full disk", "world": 2, "full": True})
@@ -118,6 +121,21 @@ def test_two_ranks_are_one_process(ranks: Ranks, norm: str) -> None:
         one
     ):
         assert one[key] == pytest.approx(two[key], rel=1e-3), key
+
+
+@pytest.mark.parametrize(("probed", "plain"), [("probed", "healthy on 2"), ("probed shards", "fsdp")])
+def test_a_probe_beside_two_ranks_changes_nothing_and_measures_what_is_left(
+    ranks: Ranks, probed: str, plain: str
+) -> None:
+    folder, codes = ranks
+    assert codes[probed] == [0, 0]
+    assert bits(folder / probed) == bits(folder / plain)
+    first, *_, last = read_log(folder / probed, "probes")
+    assert (first["step"], last["step"]) == (0, rank_runs.STEPS)
+    left = load_file(folder / probed / "backbone.safetensors")
+    assert last["linear"] == pytest.approx(float(left["conv.weight"].sum()), rel=1e-6)
+    assert last["knn"] == pytest.approx(float(left["norm.running_var"].sum()), rel=1e-6)
+    assert first["linear"] != last["linear"]
 
 
 def test_shards_are_replicas(ranks: Ranks) -> None:
