@@ -26,6 +26,7 @@ from lejepa_med.data.dataset import (
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import read_any
 from lejepa_med.data.training_source import cache_source
+from lejepa_med.distributed import rank
 from lejepa_med.errors import DataError, UserError
 from lejepa_med.evaluation.online_probe import OnlineProbe
 from lejepa_med.spec import PreprocessSpec
@@ -139,7 +140,7 @@ def run_pretraining(
     def write_views(views: list[torch.Tensor], file: Path) -> None:
         _write_sheet(config, views, file)
 
-    probe = OnlineProbe(config) if config.online_probe.tasks else None
+    probe = OnlineProbe(config) if config.online_probe.tasks and rank() == 0 else None  # it alone measures, and speaks
     hooks = Hooks(progress, warn, write_views, probe)
     return execute(config, source, preprocess, out, own=own, resume=resume, hooks=hooks)
 

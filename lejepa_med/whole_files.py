@@ -81,6 +81,15 @@ def cannot_write(folder: Path, error: OSError) -> DiskError:
     return DiskError(folder, problem, remedy, f"{problem}; {remedy}, or choose another --out")
 
 
+@contextlib.contextmanager
+def in_a_sentence(folder: Path) -> Iterator[None]:
+    """Turns what the system says of writing into a folder into a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
 def remove_abandoned(folders: Iterable[Path]) -> int:
     """Removes partial files whose writer is gone; returns how many."""
     removed = 0

@@ -123,7 +123,7 @@ def _fill_record(row: RunScore, config: PretrainConfig) -> None:
     if row.lam <= 0:
         raise NotScoredError("its lam is 0: total / lam^alpha does not exist")
     try:
-        totals = [float(line["total"]) for line in read_log(row.path, "metrics")]
+        totals = [float(line["total"]) for line in read_log(row.path, "metrics") if not line.get("skipped")]
     except (KeyError, TypeError, ValueError):
         raise NotScoredError("its metrics.jsonl is damaged") from None
     if totals:

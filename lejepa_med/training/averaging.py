@@ -33,14 +33,25 @@ def mean_from(first: int) -> Share:
     return lambda step: 1 / max(1, step - first + 1)
 
 
-def average_of(config: TrainConfig) -> tuple[Share, str] | None:
-    """The average that a config asks for and what it is called; None for none."""
+def average_of(config: TrainConfig) -> Share | None:
+    """The average that a config asks for; None for none."""
     if config.ema_decay is not None:
-        return exponential(config.ema_decay), f"exponential average over steps, decay {config.ema_decay:g}"
-    if config.swa_fraction is not None:
-        averaged = max(1, math.ceil(config.swa_fraction * config.steps))
-        return mean_from(config.steps - averaged), f"mean over the last {averaged} steps"
-    return None
+        return exponential(config.ema_decay)
+    return None if config.swa_fraction is None else mean_from(_first_averaged(config.swa_fraction, config.steps))
+
+
+def describe_average(config: TrainConfig, steps: int) -> str | None:
+    """What the weights are after so many steps, which may be fewer than planned; None: those of the last step."""
+    if config.ema_decay is not None:
+        return f"exponential average over steps, decay {config.ema_decay:g}"
+    if config.swa_fraction is None:
+        return None
+    averaged = steps - _first_averaged(config.swa_fraction, config.steps)
+    return f"mean over the last {averaged} steps" if averaged > 1 else None
+
+
+def _first_averaged(fraction: float, steps: int) -> int:
+    return steps - max(1, math.ceil(fraction * steps))
 
 
 class WeightAverage:

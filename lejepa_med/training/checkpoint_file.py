@@ -49,6 +49,12 @@ def load_checkpoint(folder: Path, which: Which = "latest", run: Mapping[str, str
     raise WeightsError(f"checkpoint {file}: {problem}; {_way_out(folder, which, file)}")
 
 
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has come to its first checkpoint, whatever has become of that."""
+    folder = run / "checkpoints"
+    return (folder / "latest").exists() or bool(numbered(folder))
+
+
 def numbered(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints of a folder by their steps, the first step first."""
     found = [(_NAME.fullmatch(file.name), file) for file in folder.glob("step_*.pt")]

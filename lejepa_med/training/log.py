@@ -11,18 +11,28 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lejepa_med.config import PretrainConfig
+from lejepa_med.errors import DataError
 from lejepa_med.training.trackers import Tracker, build_trackers
+from lejepa_med.whole_files import DiskError, cannot_write, in_a_sentence, write_atomically
 
 _TAIL = 16_384  # bytes that hold the last line of any log
 
 
 class RunLog:
-    """Appends to the files of a run, and to the trackers of its config; probes.jsonl begins with its first line."""
+    """Appends to the files of a run, and to the trackers of its config; probes.jsonl begins with its first line.
+
+    What the disk refuses is raised by the next `check` or `secure`, where ranks meet, and nothing is written after it.
+
+    Raises:
+        DiskError: the files cannot be written.
+    """
 
     NAMES = ("metrics", "timing", "diagnostics", "probes")
 
@@ -31,19 +41,41 @@ class RunLog:
         for name in self.NAMES:
             file = run / f"{name}.jsonl"
             if file.exists():
-                file.write_text("".join(_lines_before(file, start)))
+                write_atomically(file, "".join(_lines_before(file, start)).encode(), durable=True)
         self._run = run
-        self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES if name != "probes"}
+        self._refused: DiskError | None = None
+        with in_a_sentence(run):
+            self._streams = {name: (run / f"{name}.jsonl").open("a") for name in self.NAMES if name != "probes"}
 
     def write(self, name: str, **values: Any) -> None:
         """One line, on disk before the next step."""
         strict = {key: None if is_missing(value) else value for key, value in values.items()}
-        if name not in self._streams:
-            self._streams[name] = (self._run / f"{name}.jsonl").open("a")
-        self._streams[name].write(json.dumps(strict, allow_nan=False) + "\n")
-        self._streams[name].flush()
+        if self._refused is not None:
+            return
+        try:
+            if name not in self._streams:
+                self._streams[name] = (self._run / f"{name}.jsonl").open("a")
+            self._streams[name].write(json.dumps(strict, allow_nan=False) + "\n")
+            self._streams[name].flush()
+        except OSError as error:
+            self._refused = cannot_write(self._run, error)
         if self._trackers:
             self._track(int(values["step"]), scalars(name, strict))
+
+    def check(self) -> None:
+        """Raises a DataError where the disk has refused a line."""
+        if self._refused is not None:
+            problem, remedy = self._refused.problem, self._refused.remedy
+            raise DataError(f"{problem}; {remedy}, then go on with --resume")
+
+    def secure(self) -> None:
+        """All lines so far are on the disk, also after a loss of power: before a checkpoint counts on them."""
+        try:
+            for stream in self._streams.values():
+                os.fsync(stream.fileno())
+        except OSError as error:
+            self._refused = self._refused or cannot_write(self._run, error)
+        self.check()
 
     def _track(self, step: int, numbers: dict[str, float]) -> None:
         """A tracker that fails is left out from then on: no server may stop a training."""
@@ -59,7 +91,8 @@ class RunLog:
 
     def __exit__(self, *_: object) -> None:
         for stream in self._streams.values():
-            stream.close()
+            with suppress(OSError):  # what it still holds was refused before
+                stream.close()
         for tracker in self._trackers:
             try:
                 tracker.close()
@@ -82,8 +115,10 @@ def scalars(name: str, line: dict[str, Any]) -> dict[str, float]:
 def read_log(run: Path, name: str) -> list[dict[str, Any]]:
     """The lines of one of `RunLog.NAMES`, each with the numbers it has: null is as if not measured."""
     file = run / f"{name}.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return [_measured(line) for line in lines]
+    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
+    if lines and not lines[-1].endswith("\n") and not _is_whole(lines[-1]):
+        lines.pop()  # being written, or cut short by a kill
+    return [_measured(json.loads(line)) for line in lines]
 
 
 def read_log_before(run: Path, name: str, start: int) -> list[dict[str, Any]]:
@@ -115,12 +150,20 @@ def _measured(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _lines_before(file: Path, start: int) -> list[str]:
-    return [line for line in file.read_text().splitlines(keepends=True) if _step(line) < start]
+    return [f"{line}\n" for line in file.read_text().splitlines() if _step(line) < start]
 
 
 def is_missing(value: Any) -> bool:
     """Null, or a number that is not finite (which older records hold)."""
     return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _is_whole(line: str) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _step(line: str) -> int:

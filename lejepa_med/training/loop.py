@@ -6,7 +6,7 @@ One process or many ranks (torchrun): each has its samples of the same global ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ def train(
     dataset: StepDataset,
     config: PretrainConfig,
     run: Path,
+    stop: StopFlag,
     *,
     held_out: StepDataset | None = None,
     resume: bool = False,
@@ -51,8 +52,8 @@ def train(
 ) -> bool:
     """Trains until `train.steps`, a plateau or SIGTERM; False for the last. Resuming is exact to the bit on a CPU.
 
-    `warn` is told each advice of the diagnostics when it first holds; `held_out` are patients that are not trained on;
-    `probe` measures the weights now and then, beside the steps.
+    `stop` is set by a signal, and read between steps. `warn` is told each advice of the diagnostics when it first
+    holds; `held_out` are patients that are not trained on; `probe` measures the weights now and then, beside the steps.
 
     Raises:
         DataError: a series is damaged, or no view can be cut from it.
@@ -74,9 +75,9 @@ def train(
     statistics = RunningStatistics(model, wanted=config.train.on_nan == "skip")
     batches = feed(dataset, range(start, last), config.data, device)
     observing = open_observer(run, start, config, monitor, warn, probe)
-    with _naming_the_step(state, lambda: done), batches as fed, StopFlag() as stop, state, observing as observer:
+    with _naming_the_step(state, lambda: done), batches as fed, state, observing as observer:
         observer.probe(start, state.leaving)
-        ready = _with_views(fed, crop, config.seed, state.check)
+        ready = _with_views(fed, crop, config.seed, [state.check, observer.check])
         with StepRecord(config.train, history, observer.write, partial(_fail, dataset, state)) as record:
             for step, batch, views, spent in until_stopped(ready, stop):
                 began = time.perf_counter()
@@ -101,6 +102,7 @@ def train(
                 observer.probe(done, state.leaving)
                 if done % config.train.checkpoint_every == 0:
                     record.settle()
+                    observer.secure()
                     saved = state.save(done)
                 if progress is not None:
                     progress("pretrain", done, steps)
@@ -108,6 +110,7 @@ def train(
                     last = done
                     break
         if done > saved:
+            observer.secure()
             state.save(done)
         if done == last:
             observer.probe(done, state.leaving, is_last=True)
@@ -122,10 +125,13 @@ Ready = tuple[int, Batch, list[Float[Tensor, "view sample channel ..."]], Spent]
 """A step, its batch, the views of it, and what they took."""
 
 
-def _with_views(fed: Iterable[Fed], crop: BatchedMultiCrop, seed: int, check: Callable[[], None]) -> Iterator[Ready]:
-    """`check` raises what else ends the run: from here, an error of one rank reaches all."""
+def _with_views(
+    fed: Iterable[Fed], crop: BatchedMultiCrop, seed: int, checks: Sequence[Callable[[], None]]
+) -> Iterator[Ready]:
+    """`checks` raise what else ends the run: from here, an error of one rank reaches all."""
     for step, batch, waited in fed:
-        check()
+        for check in checks:
+            check()
         began = time.perf_counter()
         views = batch_views(crop, batch, ("views", seed, step))
         yield step, batch, views, (waited, time.perf_counter() - began)
@@ -140,8 +146,12 @@ def _naming_the_step(state: TrainingState, step: Callable[[], int]) -> Iterator[
         raise DataError(f"training stopped at step {step()}: {error}; {state.last_good()}") from None
 
 
-def _fail(dataset: StepDataset, state: TrainingState, step: int, wrong: str, good_until: int | None) -> None:
-    """Every rank comes here, since loss and gradient are those of all."""
+def _fail(dataset: StepDataset, state: TrainingState, step: int, wrong: str, good_until: int) -> None:
+    """Every rank comes here, since loss and gradient are those of all.
+
+    Weights that are finite and whose last loss was ordinary are good: what is wrong is the batch of this step.
+    """
+    until = None if good_until == step - 1 and state.is_finite() else good_until
     keys = dataset.keys_of(step)
     series = ", ".join(keys[:8]) + (", ..." if len(keys) > 8 else "")
-    end_together(UserError(f"training stopped: {wrong}, batch of series {series}; {state.last_good(good_until)}"))
+    end_together(UserError(f"training stopped: {wrong}, batch of series {series}; {state.last_good(until)}"))

@@ -37,6 +37,7 @@ class LossHistory:
 
     def __init__(self, config: TrainConfig) -> None:
         self._ratio, self._block_steps = config.max_loss_ratio, config.stop_on_plateau
+        self._last = config.steps - 1
         self._recent = deque[float](maxlen=WINDOW)
         self._reference = self._floor = math.inf
         self._block: list[float] = []
@@ -51,7 +52,8 @@ class LossHistory:
         else:
             wrong = self._verdict(step, loss)
             self._remember(loss)
-        if self._block_steps is not None and (step + 1) % self._block_steps == 0 and self._block:
+        block = self._block_steps
+        if block is not None and (step + 1) % block == 0 and self._block and step < self._last:
             self._end_block()
         return wrong
 

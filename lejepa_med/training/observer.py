@@ -41,6 +41,17 @@ class Observer:
         if self._log is not None:
             self._log.write(name, **values)
 
+    def check(self) -> None:
+        """Raises what the disk has refused to take, on the rank that writes."""
+        if self._log is not None:
+            self._log.check()
+
+    def secure(self) -> None:
+        """The record so far is on the disk. All ranks call it, before a checkpoint of the same steps."""
+        with together():
+            if self._log is not None:
+                self._log.secure()
+
     def timing(self, step: int, spent: tuple[float, float], computed: float, residency: str) -> None:
         """Of one step: seconds that the loop waited for the batch and made its views, and those that it computed."""
         waited, _ = spent

@@ -65,6 +65,11 @@ def clip_gradients(model: nn.Module, largest: float | None) -> Tensor:
     return norm_of(torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf")))
 
 
+def local(value: Tensor) -> Tensor:
+    """What of a tensor is on this rank."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def norm_of(value: Tensor) -> Tensor:
     """A norm over shards as a plain tensor."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +32,22 @@ from lejepa_med.errors import UserError
 from lejepa_med.randomness import generator
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 from lejepa_med.training.advice import Advice, advise
-from lejepa_med.training.averaging import average_of
+from lejepa_med.training.averaging import average_of, describe_average
 from lejepa_med.training.background_probe import BackgroundProbe, Lines, Measure
 from lejepa_med.training.batch_views import batch_views
+from lejepa_med.training.checkpoint_file import has_checkpoint
 from lejepa_med.training.devices import choose_device, deterministic_kernels
 from lejepa_med.training.initial_weights import load_initial_weights
 from lejepa_med.training.log import last_step, read_log
 from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
-from lejepa_med.training.run_folder import check_folder
+from lejepa_med.training.run_folder import check_folder, require_same_spec
+from lejepa_med.training.stopping import StopFlag
 from lejepa_med.training.trackers import require_trackers
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.weights import load_backbone, save_backbone
+from lejepa_med.whole_files import in_a_sentence, write_atomically
 
 Progress = Callable[[str, int, int], None]
 Warn = Callable[[str], None]
@@ -97,20 +101,24 @@ def execute(
     ends all, before anything is written.
     """
     device = choose_device(config.train.device)
-    with join_ranks(device), deterministic_kernels(config.train.deterministic):
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    kernels = deterministic_kernels(config.train.deterministic)
+    with StopFlag() as stop, on_device, join_ranks(device), kernels:
         if rank() > 0:
             hooks = Hooks()
         with together():
             job = _set_up(config, source, preprocess, out, own, resume, hooks)
         with together():
             if rank() == 0:
-                _write_start(config, job, out, hooks)
+                with in_a_sentence(out):
+                    _write_start(config, job, out, hooks)
         plain = copy.deepcopy(job.backbone) if config.train.parallel == "fsdp" and num_ranks() > 1 else job.backbone
         finished = train(
             job.model,
             job.dataset,
             config,
             out,
+            stop,
             held_out=job.held_out,
             resume=resume,
             progress=hooks.progress,
@@ -124,7 +132,8 @@ def execute(
                 if plain is not job.backbone:
                     plain.load_state_dict(whole(job.backbone.state_dict()))
             if rank() == 0:
-                _write_end(config, job, out, plain if finished else None, own is not None)
+                with in_a_sentence(out):
+                    _write_end(config, job, out, plain if finished else None, own is not None)
     return Run(out, finished)
 
 
@@ -161,13 +170,14 @@ def _set_up(
     size = base_size(config, source)
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
-    if config.init_from is not None:
+    if config.init_from is not None and not (resume and has_checkpoint(out)):
         load_initial_weights(backbone, config.init_from)
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
     seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
     record = record_of(seen, config.init_from, config.init_from_seen)
     if resume:
         require_same_series(out, record)
+        require_same_spec(out, spec)
     source = placed_source(config, source, choose_device(config.train.device), hooks.progress, hooks.warn)
     dataset, held_out = step_datasets(config, source, size)
     model = Pretrainer(backbone, config.projector, config.train.micro_batch)
@@ -200,8 +210,8 @@ def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> 
     (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
     if hooks.write_views is not None:
         hooks.write_views(job.views, out / "views.png")
-    (out / "config.yaml").write_text(dump_yaml(config))
-    (out / "spec.yaml").write_text(dump_yaml(job.spec))
+    for name, text in (("config.yaml", dump_yaml(config)), ("spec.yaml", dump_yaml(job.spec))):
+        write_atomically(out / name, text.encode(), durable=True)
     write_record(out, job.record)
 
 
@@ -214,13 +224,13 @@ def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone |
             "series": len(job.seen.keys),
             "steps": steps,
         }
-        average = average_of(config.train)
+        average = describe_average(config.train, steps)
         if average is not None:
-            provenance["weights"] = average[1]
+            provenance["weights"] = average
         model = None if is_own else config.model
         save_backbone(out / "backbone.safetensors", trained, model, job.spec, provenance)
     early = f"ended after step {steps} of {config.train.steps}: {ended} (train.stop_on_plateau)\n" if ended else ""
-    (out / ("STOPPED" if trained is None else "DONE")).write_text(early)
+    write_atomically(out / ("STOPPED" if trained is None else "DONE"), early.encode(), durable=True)
 
 
 def step_datasets(

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lejepa_med.config import PretrainConfig, load_config
+import yaml
+
+from lejepa_med.config import PretrainConfig, dump_yaml, load_config, read_yaml
 from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError
+from lejepa_med.spec import Spec
 
 _PROBED = {f"online_probe.{name}" for name in OnlineProbeConfig.model_fields}
 MOVABLE = {
@@ -47,6 +50,34 @@ def check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
+
+
+def require_same_spec(out: Path, spec: Spec) -> None:
+    """Weights of a resumed run must not be of two preparations.
+
+    Raises:
+        DataError: the scans there are now were prepared otherwise than those the run was started on.
+    """
+    file = out / "spec.yaml"
+    if not file.exists():
+        return
+    before, now = read_yaml(file), yaml.safe_load(dump_yaml(spec))
+    changed = [key for key in _differences(before, now) if _is_known(before, key)]
+    if changed:
+        raise DataError(
+            f"run {out}: started on scans that were prepared otherwise ({', '.join(changed)} differ); "
+            "give the cache it was started on, or start a new run"
+        )
+
+
+def _is_known(before: dict[str, Any], dotted: str) -> bool:
+    """A key that an older version did not write says nothing."""
+    value: Any = before
+    for key in dotted.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return False
+        value = value[key]
+    return True
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

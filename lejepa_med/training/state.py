@@ -16,10 +16,10 @@ from lejepa_med.distributed import gather_objects, rank, together
 from lejepa_med.randomness import generator
 from lejepa_med.training.averaging import WeightAverage, average_of
 from lejepa_med.training.checkpoint import Checkpoints
-from lejepa_med.training.checkpoint_file import load_checkpoint
+from lejepa_med.training.checkpoint_file import has_checkpoint, load_checkpoint
 from lejepa_med.training.log import read_log
 from lejepa_med.training.model import Pretrainer
-from lejepa_med.training.parallel import load_whole, random_state, set_random_state, whole
+from lejepa_med.training.parallel import load_whole, local, random_state, set_random_state, whole
 from lejepa_med.training.run_identity import describe_run
 
 
@@ -33,7 +33,7 @@ class TrainingState:
         self.model, self.optimizer, self.config, self.run = model, optimizer, config, run
         self.device = next(model.parameters()).device
         average = average_of(config.train)
-        self._average = None if average is None else WeightAverage(model.backbone, average[0])
+        self._average = None if average is None else WeightAverage(model.backbone, average)
         self._checkpoints = Checkpoints(run, config.train.keep_checkpoints) if rank() == 0 else None
 
     def begin(self) -> int:
@@ -51,6 +51,11 @@ class TrainingState:
         """The backbone's state as the run would leave it now. All ranks call it."""
         weights: dict[str, Tensor] = whole(self.model.backbone.state_dict())
         return weights if self._average is None else weights | self._average.state_dict()
+
+    def is_finite(self) -> bool:
+        """Whether no weight is NaN or infinite, on any rank. All ranks call it."""
+        found = all(bool(torch.isfinite(local(value)).all()) for value in self.model.parameters())
+        return all(gather_objects(found))
 
     def finish(self) -> None:
         """Gives the backbone its averaged weights, if they were asked for."""
@@ -73,7 +78,12 @@ class TrainingState:
         return done
 
     def restore(self) -> int:
-        """The number of steps done. A rank that was not there when it was saved draws from its number and the step."""
+        """The number of steps done; 0 if the run was ended before its first checkpoint.
+
+        A rank that was not there when it was saved draws from its number and the step.
+        """
+        if not has_checkpoint(self.run):
+            return self.begin()
         with together():
             state = load_checkpoint(self.run / "checkpoints", "latest", describe_run(self.run))
             if self._average is not None:

@@ -63,8 +63,8 @@ class _Waiting:
 class StepRecord:
     """The lines of `metrics.jsonl` in order, each written when the next step is under way, or by `settle`.
 
-    `write` takes the numbers of a line; `fail` is called with a step, what is wrong with it and, if the weights are no
-    good, the last step where they were; it raises. `history` is that of the steps before.
+    `write` takes the numbers of a line; `fail` is called with a step, what is wrong with it and the last step that had
+    an ordinary loss; it raises. `history` is that of the steps before.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class StepRecord:
         config: TrainConfig,
         history: LossHistory,
         write: Callable[..., None],
-        fail: Callable[[int, str, int | None], None],
+        fail: Callable[[int, str, int], None],
     ) -> None:
         self.config, self.history, self._write, self._fail = config, history, write, fail
         self._waiting: _Waiting | None = None
@@ -89,10 +89,10 @@ class StepRecord:
         numbers = torch.stack([*(getattr(loss, part).detach() for part in PARTS), grad_norm.detach()])
         copied = None
         if numbers.is_cuda:
+            stream = torch.cuda.current_stream(numbers.device)  # not that of the current device, which may be another
             on_host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             numbers = on_host.copy_(numbers, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record()
+            copied = stream.record_event()
         self.settle()
         self._waiting = _Waiting(step, lr, numbers, copied)
 
@@ -109,7 +109,7 @@ class StepRecord:
         if left_out:
             wrong = self._too_many(waiting.step)
         if wrong is not None:
-            self._fail(waiting.step, wrong, None if left_out else self.history.good_until)
+            self._fail(waiting.step, wrong, self.history.good_until)
         line: dict[str, Any] = dict(zip(PARTS, losses, strict=True)) | {"lr": waiting.lr, "grad_norm": grad_norm}
         line |= {"skipped": True} if left_out else {}
         line |= {"ended": PLATEAU} if self.history.has_ended else {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lejepa_med.distributed import Flags, agree, num_ranks
+from lejepa_med.distributed import Flags, agree, num_ranks, started_ranks
 from lejepa_med.errors import UserError
 
 T = TypeVar("T")
@@ -15,7 +15,10 @@ T = TypeVar("T")
 
 @dataclass
 class StopFlag:
-    """Set by SIGTERM or SIGINT; read between steps."""
+    """Set by SIGTERM or SIGINT while its block lasts, which they do not end; read between steps.
+
+    Who presses Ctrl-C a second time does not want to wait: that interrupts, where one process trains.
+    """
 
     stopped: bool = False
     _previous: dict[int, Any] = field(default_factory=dict)
@@ -32,7 +35,9 @@ class StopFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _stop(self, *_: object) -> None:
+    def _stop(self, number: int, *_: object) -> None:
+        if self.stopped and number == signal.SIGINT and started_ranks() == 1:
+            raise KeyboardInterrupt
         self.stopped = True
 
 
@@ -44,7 +49,8 @@ def until_stopped(items: Iterator[T], stop: StopFlag) -> Iterator[T]:
     """
     if num_ranks() == 1:
         for item in items:
-            yield item
+            if not stop.stopped:
+                yield item
             if stop.stopped:
                 return
         return

@@ -35,6 +35,7 @@ _TITLES = {
 }
 _METRICS = {"balanced_accuracy": "balanced accuracy", "r2": "R²"}
 _COLOURS = {"prediction": BLUE, "sigreg": GREEN, "total": INK, "lr": ORANGE, "grad_norm": VERMILION}
+_LOGARITHMIC = ("prediction", "sigreg", "total", "grad_norm")
 _UNITS = {"ranks": "dimensions in use"}
 _SHOWN = 3000  # raw points; more only make the file larger
 Array = NDArray[np.float64]
@@ -123,8 +124,10 @@ def _draw(axes: Any, name: str, record: _Record) -> None:
     elif name == "total":
         lam = mixing_weight(metrics)
         _reference(axes, lam * GAUSSIAN_REFERENCE, f"λ \N{MULTIPLICATION SIGN} 1.05, λ = {lam:.3g}")
-    if name in ("prediction", "sigreg", "total", "grad_norm") and (_column(metrics, name) > 0).all():
-        _log_scale(axes, _column(metrics, name))
+    values = _column(metrics, name) if name in _LOGARITHMIC else np.zeros(0)
+    known = values[np.isfinite(values)]  # a step that was left out has none
+    if len(known) and (known > 0).all():
+        _log_scale(axes, known)
 
 
 def _draw_metric(axes: Any, steps: Array, values: Array, colour: str, smooth: bool) -> None:

@@ -128,7 +128,7 @@ def test_one_sentence(
 
 
 def test_index_is_asked_for(tmp_path: Path, table: pd.DataFrame) -> None:
-    with pytest.raises(DataError, match=r"need the index; set `data\.index`"):
+    with pytest.raises(DataError, match=r"need the index; set its folder \(`data\.index`, in pretraining"):
         load_labels(labels(tmp_path, "patient_id,y\nANNA-1,a\n"), table, None)
 
 

@@ -111,22 +111,24 @@ class Network(Backbone):
 
 def settings(**changes: Any) -> PretrainConfig:
     sections = {key: {**value, **changes.get(key, {})} for key, value in SETTINGS.items()}
-    return PretrainConfig.model_validate(sections | {"seed": changes.get("seed", 0)})
+    plain = {name: changes[name] for name in ("seed", "init_from") if name in changes}
+    return PretrainConfig.model_validate(sections | plain)
 
 
 def small_run(out: Path, patients: int = 8, scans: int = 1, kind: str = "healthy", **changes: Any) -> Run:
     """A run on `patients` with `scans` volumes each, probed every `probe` steps; `warn`, `resume` are handed on."""
-    probe = changes.pop("probe", None)
+    probe, network = changes.pop("probe", None), changes.pop("network", None)
     extra = {key: changes.pop(key) for key in ("warn", "resume") if key in changes}
     bad = {key: changes.pop(key, None) for key in ("poison", "deadly")}
     names = [f"patient {number}" for number in range(patients) for _ in range(scans)]
     torch.manual_seed(0)
     source = DatasetSource(Patterns(names, **bad), names)
+    own = network or Network(kind)
     if probe is None:
-        return run_pretraining(settings(**changes), source, None, out, own=Network(kind), **extra)
+        return run_pretraining(settings(**changes), source, None, out, own=own, **extra)
     task = {"name": "sums", "labels": "none.csv", "column": "none"}
     config = settings(**changes, online_probe={"tasks": [task], "every": probe})
-    return execute(config, source, None, out, own=Network(kind), hooks=Hooks(probe=sums_of))
+    return execute(config, source, None, out, own=own, hooks=Hooks(probe=sums_of))
 
 
 def sums_of(backbone: Backbone, check: Callable[[], None]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from lejepa_med.config.pretraining import TrainConfig
 from lejepa_med.errors import UserError, WeightsError
-from lejepa_med.training.averaging import WeightAverage, average_of, exponential, mean_from
+from lejepa_med.training.averaging import WeightAverage, average_of, describe_average, exponential, mean_from
 from lejepa_med.training.checkpoint_file import digest_file, load_checkpoint
 from lejepa_med.weights import read_description
 from lejepa_med.whole_files import file_digest
@@ -46,10 +46,13 @@ def test_closed_form() -> None:
 
 def test_the_mean_of_the_last_steps_is_plain() -> None:
     """10 steps, the last 2.5 of them rounded up to 3: the mean of the weights after each, whatever came before."""
-    chosen = average_of(TrainConfig(steps=10, swa_fraction=0.25))
-    assert chosen is not None and chosen[1] == "mean over the last 3 steps"
+    config = TrainConfig(steps=10, swa_fraction=0.25)
+    chosen = average_of(config)
+    assert chosen is not None
+    told = {steps: describe_average(config, steps) for steps in (10, 9, 8, 7)}
+    assert told == {10: "mean over the last 3 steps", 9: "mean over the last 2 steps", 8: None, 7: None}
     module = network()
-    average = WeightAverage(module, chosen[0])
+    average = WeightAverage(module, chosen)
     weights = [torch.randn(3, 2) for _ in range(10)]
     for step, weight in enumerate(weights):
         with torch.no_grad():
@@ -64,7 +67,7 @@ def test_all_steps_or_a_single_one_can_be_averaged() -> None:
     for fraction, first in ((1.0, 0), (1e-6, 9)):
         chosen = average_of(TrainConfig(steps=10, swa_fraction=fraction))
         assert chosen is not None
-        assert [chosen[0](step) for step in range(10)] == [mean_from(first)(step) for step in range(10)]
+        assert [chosen(step) for step in range(10)] == [mean_from(first)(step) for step in range(10)]
     assert average_of(TrainConfig()) is None
     with pytest.raises(ValueError, match="two averages of the weights"):
         TrainConfig(ema_decay=0.9, swa_fraction=0.5)
@@ -170,7 +173,8 @@ def test_a_full_disk_stops_the_run_and_room_lets_it_go_on(tmp_path: Path, monkey
     flush, run = os.fsync, tmp_path / "run"
 
     def full(number: int) -> None:
-        if (run / "checkpoints" / "step_2.pt").exists() and (run / "checkpoints" / "latest").exists():
+        there = Path(f"/proc/self/fd/{number}").readlink().parent.name == "checkpoints"
+        if there and (run / "checkpoints" / "step_2.pt").exists() and (run / "checkpoints" / "latest").exists():
             raise OSError(errno.ENOSPC, "full")
         flush(number)
 
