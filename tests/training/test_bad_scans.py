@@ -147,7 +147,7 @@ def test_channels_that_are_not_expected(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_series(tmp_path: Path) -> None:
-    said = r"^training stopped: loss or gradient not finite at step \d, batch of series item .*; every checkpoint that is"
+    said = r"^training stopped: loss or gradient not finite at step \d, batch of series item .*; every checkpoint that"
     with pytest.raises(UserError, match=said):
         run(tmp_path / "run", optim={"lr": 1e38, "warmup_fraction": 0.0}, train={"checkpoint_every": 1})
     assert not (tmp_path / "run" / "DONE").exists()
