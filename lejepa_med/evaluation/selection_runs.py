@@ -126,8 +126,9 @@ def _fill_record(row: RunScore, config: PretrainConfig) -> None:
         totals = [float(line["total"]) for line in read_log(row.path, "metrics") if not line.get("skipped")]
     except (KeyError, TypeError, ValueError):
         raise NotScoredError("its metrics.jsonl is damaged") from None
-    if totals:
-        row.train_total = float(np.mean(totals[-max(1, round(_TRAIN_SHARE * len(totals))) :]))
+    if not totals:
+        raise NotScoredError("its metrics.jsonl is damaged")
+    row.train_total = float(np.mean(totals[-max(1, round(_TRAIN_SHARE * len(totals))) :]))
 
 
 def _require_same(first: Candidate, other: Candidate) -> None:
