@@ -105,7 +105,8 @@ def execute(
         with together():
             if rank() == 0:
                 _write_start(config, job, out, hooks)
-        plain = copy.deepcopy(job.backbone) if config.train.parallel == "fsdp" and num_ranks() > 1 else job.backbone
+        apart = rank() == 0 and config.train.parallel == "fsdp" and num_ranks() > 1
+        plain = copy.deepcopy(job.backbone) if apart else job.backbone
         finished = train(
             job.model,
             job.dataset,
@@ -121,8 +122,9 @@ def execute(
             if finished:
                 with alone():  # all ranks alike: a model in shards needs them all
                     reestimate_batchnorm(job.backbone, inference_batches(job.seen, job.spec.inference, device))
+                trained = whole(job.backbone.state_dict())
                 if plain is not job.backbone:
-                    plain.load_state_dict(whole(job.backbone.state_dict()))
+                    plain.load_state_dict(trained)
             if rank() == 0:
                 _write_end(config, job, out, plain if finished else None, own is not None)
     return Run(out, finished)
