@@ -189,8 +189,7 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
 
     def measured(backbone: Backbone, check: Callable[[], None]) -> Lines:
         with alone():  # the other ranks go on training
-            batches = inference_batches(job.seen, job.spec.inference, device)
-            check()
+            batches = inference_batches(job.seen, job.spec.inference, device, check=check)
             reestimate_batchnorm(backbone, batches)
             return measure(backbone, check)
 
@@ -249,14 +248,20 @@ def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Sou
 
 
 def inference_batches(
-    source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64
+    source: Source,
+    spec: InferenceSpec,
+    device: torch.device,
+    volumes: int = 64,
+    check: Callable[[], None] = lambda: None,
 ) -> list[torch.Tensor]:
     """Training items as the backbone will see them at inference, in even batches of at most 16 windows.
 
-    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch.
+    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch. `check` is
+    called before every volume, and raises to end it.
     """
     images = []
     for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
+        check()
         item = source.read(number, generator("inference", number))
         modality = "ct" if item.is_ct else "mri"
         spacing = item.spacing_mm

@@ -16,13 +16,18 @@ import sys
 import time
 import traceback
 import weakref
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import small_runs
 import torch
-from small_runs import small_run
+from small_runs import small_run, sums_of
 from torch.distributed.tensor import DTensor
 
+from lejepa_med import distributed
+from lejepa_med.backbones import Backbone
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.errors import UserError
 from lejepa_med.training.state import TrainingState
@@ -54,6 +59,8 @@ def work(rank: int, world: int, port: int, out: Path, options: dict[str, Any]) -
         fill_disk(out)
     if options.pop("undivided", False):
         StepDataset.share_of = lambda self, samples: slice(0, samples)  # type: ignore[method-assign]
+    if "patience_s" in options:
+        lose_patience(options.pop("patience_s"))
     if options.pop("weighed", False):
         weigh_gathered(out.parent / f"{out.name}.gathered{rank}")
     train = {"steps": STEPS, "batch_size": 5, "checkpoint_every": EVERY, "diagnostics_every": 7}
@@ -79,6 +86,17 @@ def fill_disk(run: Path) -> None:
         flush(number)
 
     os.fsync = full
+
+
+def lose_patience(seconds: int) -> None:
+    """Ranks give each other so long; each probe takes twice as long."""
+    distributed.TIMEOUT = timedelta(seconds=seconds)
+
+    def slow(backbone: Backbone, check: Callable[[], None]) -> list[dict[str, Any]]:
+        time.sleep(2 * seconds)
+        return sums_of(backbone, check)
+
+    small_runs.sums_of = slow  # type: ignore[assignment]
 
 
 def weigh_gathered(file: Path) -> None:

@@ -89,6 +89,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     jobs.append({"out": "rests", "world": 2, **RESTS})
     jobs.append({"out": "probed", "kind": "healthy", "world": 2, "optim": slow, "probe": 7})
     jobs.append({"out": "probed shards", "kind": "healthy", **fsdp, "probe": 7, "weighed": True})
+    jobs.append({"out": "slow probe", "world": 2, "probe": 100, "patience_s": 5, "train": {"steps": 3}})
     jobs.append({"out": "used", "world": 2})
     jobs.append({"out": "averaged shards", "world": 2, "train": {"parallel": "fsdp", "ema_decay": 0.9}})
     jobs.append({"out": "full disk", "world": 2, "full": True})
@@ -136,6 +137,13 @@ def test_a_probe_beside_two_ranks_changes_nothing_and_measures_what_is_left(
     assert last["linear"] == pytest.approx(float(left["conv.weight"].sum()), rel=1e-6)
     assert last["knn"] == pytest.approx(float(left["norm.running_var"].sum()), rel=1e-6)
     assert first["linear"] != last["linear"]
+
+
+def test_the_last_probe_may_take_longer_than_ranks_wait_for_each_other(ranks: Ranks) -> None:
+    folder, codes = ranks
+    assert codes["slow probe"] == [0, 0], (folder / "slow probe.rank1").read_text()
+    assert [line["step"] for line in read_log(folder / "slow probe", "probes")] == [0, 3]
+    assert (folder / "slow probe" / "DONE").exists()
 
 
 def test_shards_are_replicas(ranks: Ranks) -> None:
