@@ -41,6 +41,7 @@ from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
 from lejepa_med.training.run_folder import check_folder
+from lejepa_med.training.run_lock import RunLock
 from lejepa_med.training.trackers import require_trackers
 from lejepa_med.views import BatchedMultiCrop
 from lejepa_med.weights import load_backbone, save_backbone
@@ -97,13 +98,18 @@ def execute(
     ends all, before anything is written.
     """
     device = choose_device(config.train.device)
-    with join_ranks(device), deterministic_kernels(config.train.deterministic):
+    with join_ranks(device), deterministic_kernels(config.train.deterministic), RunLock(out) as lock:
         if rank() > 0:
             hooks = Hooks()
         with together():
+            if rank() == 0 and resume and (out / "config.yaml").exists():
+                lock.take()
             job = _set_up(config, source, preprocess, out, own, resume, hooks)
         with together():
             if rank() == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                lock.take()
+                check_folder(out, config, resume)  # another run may have begun while this one was set up
                 _write_start(config, job, out, hooks)
         apart = rank() == 0 and config.train.parallel == "fsdp" and num_ranks() > 1
         plain = copy.deepcopy(job.backbone) if apart else job.backbone
@@ -197,7 +203,6 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
 
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
     if hooks.write_views is not None:
         hooks.write_views(job.views, out / "views.png")
