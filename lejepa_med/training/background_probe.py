@@ -64,12 +64,12 @@ class BackgroundProbe:
         """Whether the weights after this many steps are probed; the same on all ranks."""
         return done % self._every == 0
 
-    def start(self, done: int, weights: Mapping[str, Tensor], wait: bool = False) -> Lines:
+    def start(self, done: int, weights: Mapping[str, Tensor]) -> Lines:
         """Begins to measure a copy of `weights`. Returns lines that were finished before.
 
-        While a probe runs another is left out, or waits for it (`wait`). Weights are not measured twice.
+        While a probe runs another is left out. Weights are not measured twice.
         """
-        lines = self.finished(wait=wait)
+        lines = self.finished()
         if self._copy is None or self._measure is None or self._failed or self._given == done:
             return lines
         if self._running is not None:
@@ -92,6 +92,18 @@ class BackgroundProbe:
         running.thread.start()
         return lines
 
+    def is_running(self, wait_s: float) -> bool:
+        """Whether a measurement has not ended; waits for its end, but no longer than this."""
+        if self._running is not None:
+            self._running.thread.join(wait_s)
+        return self._running is not None and self._running.thread.is_alive()
+
+    def stop(self) -> Lines:
+        """What still runs is told to stop, and waited for: some volumes, not a whole probe. Returns what has ended."""
+        if self._running is not None:
+            self._running.stop.set()
+        return self.finished(wait=True)
+
     def finished(self, wait: bool = False) -> Lines:
         """Lines of a measurement that has ended since the last call; `wait`: also of the one that runs."""
         running = self._running
@@ -109,11 +121,8 @@ class BackgroundProbe:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What still runs is told to stop, and waited for: some volumes, not a whole probe."""
-        if self._running is not None:
-            self._running.stop.set()
-            self._running.thread.join()
-            self._running = None
+        """What runs is stopped; what has ended is lost, unless `stop` was called before."""
+        self.stop()
 
 
 def _measure(running: _Running, measure: Callable[[Callable[[], None]], Lines], ready: torch.cuda.Event | None) -> None:

@@ -59,8 +59,13 @@ class Checkpoints:
         if score is not None and not math.isfinite(score):
             score = None
         about = {"format": FORMAT_VERSION, "step": step, "code_version": __version__, "score": score}
-        copied = self._host.copy({**state, **about, **describe_run(self.run)})
+        copied = self._host.copy({**state, **about})  # before anything that can fail: other ranks may gather with it
+        copied |= describe_run(self.run)
         self._writing = self._thread.submit(self._write, copied)
+
+    def wait(self) -> None:
+        """Returns when the one before is on disk. Raises UserError if it is not."""
+        self._finish()
 
     def check(self) -> None:
         """Raises what stopped the writer, if it has already been stopped; does not wait."""

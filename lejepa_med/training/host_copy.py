@@ -1,4 +1,7 @@
-"""A training state copied to host memory, so that it can be written while training changes the original."""
+"""A training state copied to host memory, so that it can be written while training changes the original.
+
+Tensors in shards are gathered on the way, one by one: no device holds more than one of them whole.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
@@ -14,7 +18,8 @@ class HostCopy:
     """Copies dictionaries, lists and tuples of tensors and plain values; its memory is used again by the next copy.
 
     Tensors of a GPU go to pinned memory within the stream that computes on them: the host goes on at once, and what
-    that stream changes later is not in the copy. `wait` returns when all of it is there.
+    that stream changes later is not in the copy. `wait` returns when all of it is there. Where some are in shards the
+    other ranks call `parallel.whole` on the same state meanwhile.
     """
 
     def __init__(self) -> None:
@@ -28,10 +33,11 @@ class HostCopy:
         def copied(value: Any, place: tuple[Any, ...]) -> Any:
             match value:
                 case Tensor():
-                    buffers[place] = self._buffer(value, place)
-                    buffers[place].copy_(value.detach(), non_blocking=value.is_cuda)
-                    if value.is_cuda:
-                        devices.add(value.device)
+                    tensor = value.full_tensor() if isinstance(value, DTensor) else value
+                    buffers[place] = self._buffer(tensor, place)
+                    buffers[place].copy_(tensor.detach(), non_blocking=tensor.is_cuda)
+                    if tensor.is_cuda:
+                        devices.add(tensor.device)
                     return buffers[place]
                 case dict():
                     return {key: copied(item, (*place, key)) for key, item in value.items()}
@@ -53,8 +59,6 @@ class HostCopy:
             event.synchronize()
 
     def _buffer(self, value: Tensor, place: tuple[Any, ...]) -> Tensor:
-        if hasattr(value, "full_tensor"):
-            raise TypeError(f"{'.'.join(map(str, place))}: one rank's share of a tensor; gather it first")
         old = self._buffers.get(place)
         if old is not None and (old.shape, old.dtype, old.stride()) == (value.shape, value.dtype, value.stride()):
             return old

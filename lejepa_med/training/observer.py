@@ -6,7 +6,7 @@ The first rank writes; the others measure with it, since diagnostics are those o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lejepa_med.config import PretrainConfig
-from lejepa_med.distributed import rank, together
+from lejepa_med.distributed import gather_objects, rank, together
+from lejepa_med.errors import UserError
 from lejepa_med.training.advice import Adviser
-from lejepa_med.training.background_probe import BackgroundProbe
+from lejepa_med.training.background_probe import BackgroundProbe, Lines
 from lejepa_med.training.devices import choose_device, peak_memory
 from lejepa_med.training.log import RunLog, read_log
 from lejepa_med.training.monitor import Monitor
+
+MEETING_S = 1.0
+"""Seconds between two meetings of ranks that wait for the last probe; far below `distributed.TIMEOUT`."""
 
 
 class Observer:
@@ -67,8 +71,25 @@ class Observer:
         """
         if self._probe is None:
             return
-        lines = self._probe.start(done, leaving(), wait=is_last) if is_last or self._probe.due(done) else []
-        for line in [*lines, *self._probe.finished(wait=is_last)]:
+        if is_last:
+            self._wait_for(self._probe)
+        lines = self._probe.start(done, leaving()) if is_last or self._probe.due(done) else []
+        if is_last:
+            self._wait_for(self._probe)
+        self._write_probes(lines + self._probe.finished())
+
+    def end_probe(self) -> None:
+        """What still runs is stopped; what has ended is written, or told if it failed."""
+        if self._probe is not None:
+            self._write_probes(self._probe.stop())
+
+    def _wait_for(self, probe: BackgroundProbe) -> None:
+        """All ranks meet every now and then, so that none of them gives up on the one that measures."""
+        while any(gather_objects(probe.is_running(wait_s=MEETING_S))):
+            pass
+
+    def _write_probes(self, lines: Lines) -> None:
+        for line in lines:
             self.write("probes", **line)
 
     def is_due(self, step: int) -> bool:
@@ -99,9 +120,19 @@ def open_observer(
     warn: Callable[[str], None] | None,
     probe: BackgroundProbe | None,
 ) -> Iterator[Observer]:
-    """Cuts the log of the run at `start`, and closes it at the end. `warn` is told each advice when it first holds."""
+    """Cuts the log of the run at `start`, and closes it at the end. `warn` is told each advice when it first holds.
+
+    A probe that has ended when the run stops is written, also where an error stops it.
+    """
     with together():
         log = RunLog(run, start, config) if rank() == 0 else None
     with log or nullcontext(), probe or nullcontext():
         advise = Adviser(config, read_log(run, "diagnostics") if log is not None else [], warn)
-        yield Observer(config, monitor, log, advise, probe)
+        observer = Observer(config, monitor, log, advise, probe)
+        try:
+            yield observer
+        except UserError:
+            with suppress(OSError, UserError):  # that nothing can be written may be the error
+                observer.end_probe()
+            raise
+        observer.end_probe()

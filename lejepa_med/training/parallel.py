@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from lejepa_med.config.pretraining import TrainConfig
-from lejepa_med.distributed import num_ranks
+from lejepa_med.distributed import num_ranks, rank
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.speed import blocks_of
 
@@ -44,8 +44,19 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def whole(value: Any) -> Any:
-    """A state with every shard gathered, as one process has it. All ranks call it."""
-    return _mapped(value, lambda tensor: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+    """A state as one process has it, for the first rank; others get None for what is in shards. All ranks call it.
+
+    Tensors in shards are gathered one by one and kept in the first rank's host memory: no device ever holds more than
+    one of them whole.
+    """
+
+    def gathered(tensor: Tensor) -> Tensor | None:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        full = tensor.full_tensor()
+        return full.cpu() if rank() == 0 else None
+
+    return _mapped(value, gathered)
 
 
 def load_whole(model: nn.Module, optimizer: torch.optim.Optimizer, model_state: State, optimizer_state: State) -> None:
@@ -82,7 +93,7 @@ def _as(value: Any, like: Any) -> Any:
     return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
 
 
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _mapped(value: Any, change: Callable[[Tensor], Tensor | None]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):

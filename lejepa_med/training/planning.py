@@ -140,7 +140,8 @@ def _ranks(config: PlanConfig, cost: ModelCost) -> tuple[float, float]:
     """The share of the weights that a rank holds, and the bytes of what several ranks need beside.
 
     Replicas send gradients from buckets. Of shards what is in no block stays gathered during the step, with its
-    gradient; of the blocks there are a few at a time, and one's gradient before and while it is sent.
+    gradient; of the blocks there are a few at a time, and one's gradient before and while it is sent. That is more than
+    saving takes, which gathers one tensor at a time.
     """
     if config.plan.devices == 1:
         return 1.0, 0.0

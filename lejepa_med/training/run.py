@@ -43,6 +43,7 @@ from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.parallel import whole
 from lejepa_med.training.run_folder import check_folder, require_same_spec
+from lejepa_med.training.run_lock import RunLock
 from lejepa_med.training.stopping import StopFlag
 from lejepa_med.training.trackers import require_trackers
 from lejepa_med.views import BatchedMultiCrop
@@ -103,16 +104,22 @@ def execute(
     device = choose_device(config.train.device)
     on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     kernels = deterministic_kernels(config.train.deterministic)
-    with StopFlag() as stop, on_device, join_ranks(device), kernels:
+    with StopFlag() as stop, on_device, join_ranks(device), kernels, RunLock(out) as lock:
         if rank() > 0:
             hooks = Hooks()
         with together():
+            if rank() == 0 and resume and (out / "config.yaml").exists():
+                lock.take()
             job = _set_up(config, source, preprocess, out, own, resume, hooks)
         with together():
             if rank() == 0:
                 with in_a_sentence(out):
+                    out.mkdir(parents=True, exist_ok=True)
+                    lock.take()
+                    check_folder(out, config, resume)  # another run may have begun while this one was set up
                     _write_start(config, job, out, hooks)
-        plain = copy.deepcopy(job.backbone) if config.train.parallel == "fsdp" and num_ranks() > 1 else job.backbone
+        apart = rank() == 0 and config.train.parallel == "fsdp" and num_ranks() > 1
+        plain = copy.deepcopy(job.backbone) if apart else job.backbone
         finished = train(
             job.model,
             job.dataset,
@@ -129,8 +136,9 @@ def execute(
             if finished:
                 with alone():  # all ranks alike: a model in shards needs them all
                     reestimate_batchnorm(job.backbone, inference_batches(job.seen, job.spec.inference, device))
+                trained = whole(job.backbone.state_dict())
                 if plain is not job.backbone:
-                    plain.load_state_dict(whole(job.backbone.state_dict()))
+                    plain.load_state_dict(trained)
             if rank() == 0:
                 with in_a_sentence(out):
                     _write_end(config, job, out, plain if finished else None, own is not None)
@@ -197,8 +205,7 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
 
     def measured(backbone: Backbone, check: Callable[[], None]) -> Lines:
         with alone():  # the other ranks go on training
-            batches = inference_batches(job.seen, job.spec.inference, device)
-            check()
+            batches = inference_batches(job.seen, job.spec.inference, device, check=check)
             reestimate_batchnorm(backbone, batches)
             return measure(backbone, check)
 
@@ -206,7 +213,6 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
 
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
     if hooks.write_views is not None:
         hooks.write_views(job.views, out / "views.png")
@@ -257,14 +263,20 @@ def default_inference(config: PretrainConfig, size: tuple[int, ...], source: Sou
 
 
 def inference_batches(
-    source: Source, spec: InferenceSpec, device: torch.device, volumes: int = 64
+    source: Source,
+    spec: InferenceSpec,
+    device: torch.device,
+    volumes: int = 64,
+    check: Callable[[], None] = lambda: None,
 ) -> list[torch.Tensor]:
     """Training items as the backbone will see them at inference, in even batches of at most 16 windows.
 
-    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch.
+    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch. `check` is
+    called before every volume, and raises to end it.
     """
     images = []
     for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
+        check()
         item = source.read(number, generator("inference", number))
         modality = "ct" if item.is_ct else "mri"
         spacing = item.spacing_mm

@@ -12,6 +12,8 @@ from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.errors import ConfigError, DataError, OutputExistsError
 from lejepa_med.spec import Spec
 
+LOCK = ".lock"
+"""Empty; held by the process that trains."""
 _PROBED = {f"online_probe.{name}" for name in OnlineProbeConfig.model_fields}
 MOVABLE = {
     "workers",
@@ -48,7 +50,7 @@ def check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
         if changed:
             raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
         return
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")
 
 

@@ -48,7 +48,7 @@ class TrainingState:
             self._average.update(step)
 
     def leaving(self) -> dict[str, Tensor]:
-        """The backbone's state as the run would leave it now. All ranks call it."""
+        """The backbone's state as the run would leave it now, for the first rank. All ranks call it."""
         weights: dict[str, Tensor] = whole(self.model.backbone.state_dict())
         return weights if self._average is None else weights | self._average.state_dict()
 
@@ -65,16 +65,22 @@ class TrainingState:
     def save(self, done: int) -> int:
         """All ranks call it; the first one writes while training goes on. Returns `done`."""
         state = {
-            "model": whole(self.model.state_dict()),
-            "optimizer": whole(self.optimizer.state_dict()),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
             "rng": gather_objects(random_state(self.device)),
         }
-        with together():
+        score = None
+        with together():  # what can go wrong does so before shards are gathered, where ranks wait for each other
             if self._checkpoints is not None:
                 diagnostics = read_log(self.run, "diagnostics")  # from the file, so that a resumed run knows it too
                 score = diagnostics[-1].get("held_out_total") if diagnostics else None
+                self._checkpoints.wait()
+        with together():
+            if self._checkpoints is not None:
                 self._checkpoints.save(done, state, score)
+            else:
+                whole(state)
         return done
 
     def restore(self) -> int:

@@ -15,14 +15,22 @@ import socket
 import sys
 import time
 import traceback
+import weakref
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import small_runs
 import torch
-from small_runs import small_run
+from small_runs import small_run, sums_of
+from torch.distributed.tensor import DTensor
 
+from lejepa_med import distributed
+from lejepa_med.backbones import Backbone
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.errors import UserError
+from lejepa_med.training.state import TrainingState
 
 CONTEXT = multiprocessing.get_context("fork")
 STEPS, EVERY, APART = 30, 3, 6
@@ -51,6 +59,10 @@ def work(rank: int, world: int, port: int, out: Path, options: dict[str, Any]) -
         fill_disk(out)
     if options.pop("undivided", False):
         StepDataset.share_of = lambda self, samples: slice(0, samples)  # type: ignore[method-assign]
+    if "patience_s" in options:
+        lose_patience(options.pop("patience_s"))
+    if options.pop("weighed", False):
+        weigh_gathered(out.parent / f"{out.name}.gathered{rank}")
     train = {"steps": STEPS, "batch_size": 5, "checkpoint_every": EVERY, "diagnostics_every": 7}
     options["train"] = train | options.pop("train", {})
     with (out.parent / f"{out.name}.rank{rank}").open("a") as said:
@@ -75,6 +87,50 @@ def fill_disk(run: Path) -> None:
         flush(number)
 
     os.fsync = full
+
+
+def lose_patience(seconds: int) -> None:
+    """Ranks give each other so long; each probe takes twice as long."""
+    distributed.TIMEOUT = timedelta(seconds=seconds)
+
+    def slow(backbone: Backbone, check: Callable[[], None]) -> list[dict[str, Any]]:
+        time.sleep(2 * seconds)
+        return sums_of(backbone, check)
+
+    small_runs.sums_of = slow  # type: ignore[assignment]
+
+
+def weigh_gathered(file: Path) -> None:
+    """Writes the most bytes of gathered tensors that were alive at once: during checkpoints, and in the whole run."""
+    gather, save = DTensor.full_tensor, TrainingState.save
+    alive, most = 0, {"saving": 0, "any time": 0}
+    saving = False
+
+    def freed(size: int) -> None:
+        nonlocal alive
+        alive -= size
+
+    def full_tensor(self: DTensor, **options: Any) -> torch.Tensor:
+        nonlocal alive
+        full = gather(self, **options)
+        if full.dim() == 0:  # the norm of the gradient
+            return full
+        alive += full.nbytes
+        weakref.finalize(full, freed, full.nbytes)
+        for name in ("saving", "any time") if saving else ("any time",):
+            most[name] = max(most[name], alive)
+        file.write_text(json.dumps(most))
+        return full
+
+    def weighed_save(self: TrainingState, done: int) -> int:
+        nonlocal saving
+        saving = True
+        saved = save(self, done)
+        saving = False
+        return saved
+
+    DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
+    TrainingState.save = weighed_save  # type: ignore[method-assign]
 
 
 def finish(ranks: list[Any]) -> list[int]:

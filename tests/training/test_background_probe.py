@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import Network
+import torch
+from small_runs import Network, Patterns, settings
 
 from lejepa_med.backbones import Backbone
+from lejepa_med.data.dataset import DatasetSource
 from lejepa_med.errors import DataError
+from lejepa_med.spec import InferenceSpec
 from lejepa_med.training.background_probe import BackgroundProbe, ProbeStoppedError
+from lejepa_med.training.log import read_log
+from lejepa_med.training.run import Hooks, execute, inference_batches
 
 
 class Slow:
@@ -54,8 +62,12 @@ def test_one_at_a_time_and_what_is_left_out_is_said_once() -> None:
         slow.go.clear()
         probe.start(30, state(30.0))
         threading.Timer(0.2, slow.go.set).start()
-        assert probe.start(45, state(45.0), wait=True) == [{"step": 30, "task": "a", "linear": 30.0}], "the last waits"
-        assert probe.start(45, state(45.0), wait=True) == [{"step": 45, "task": "a", "linear": 45.0}], "once"
+        assert probe.is_running(wait_s=0.0)
+        while probe.is_running(wait_s=0.1):
+            pass
+        assert probe.start(45, state(45.0)) == [{"step": 30, "task": "a", "linear": 30.0}], "the last waits"
+        assert not probe.is_running(wait_s=10.0)
+        assert probe.start(45, state(45.0)) == [{"step": 45, "task": "a", "linear": 45.0}], "once"
         assert probe.finished(wait=True) == []
     assert len(heard) == 1
 
@@ -77,6 +89,60 @@ def test_a_stop_ends_what_runs() -> None:
         probe.start(0, state(0.0))
         assert slow.begun.wait(10)
     assert slow.stopped and probe.finished(wait=True) == []
+
+
+def signal_at(number: int) -> Callable[[str, int, int], None]:
+    return lambda stage, done, total: os.kill(os.getpid(), signal.SIGTERM) if done == number else None
+
+
+@pytest.mark.parametrize("how", ["stop", "error"])
+def test_what_has_ended_or_failed_is_not_lost_when_the_run_stops(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe that ends only once the loop no longer looks: between the last step and the stop."""
+    leaves, heard = threading.Event(), list[str]()
+    stop = BackgroundProbe.stop
+
+    def late_stop(probe: BackgroundProbe) -> Any:
+        leaves.set()
+        probe.is_running(wait_s=10.0)
+        return stop(probe)
+
+    monkeypatch.setattr(BackgroundProbe, "stop", late_stop)
+
+    def measure(backbone: Backbone, check: Callable[[], None]) -> list[dict[str, Any]]:
+        assert leaves.wait(10)
+        if how == "stop":
+            return [{"task": "a", "linear": 0.5}]
+        raise DataError("volume abc: damaged")
+
+    task = {"name": "a", "labels": "none.csv", "column": "none"}
+    config = settings(online_probe={"tasks": [task], "every": 100}, train={"steps": 6})
+    source = DatasetSource(Patterns(list("abcdefgh")), list("abcdefgh"))
+    hooks = Hooks(progress=signal_at(3), probe=measure, warn=heard.append)
+    assert not execute(config, source, None, tmp_path / "run", own=Network(), hooks=hooks).finished
+    lines = read_log(tmp_path / "run", "probes")
+    assert lines == ([{"step": 0, "task": "a", "linear": 0.5}] if how == "stop" else [])
+    told = "the online probe of step 0 failed and is switched off: volume abc: damaged"
+    assert (told in heard) == (how == "error")
+
+
+def test_windows_for_batchnorm_are_not_read_on_after_a_stop() -> None:
+    names = list("abcdefgh")
+    source = DatasetSource(Patterns(names), names)
+    calls = 0
+
+    def check() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise ProbeStoppedError
+
+    spec = InferenceSpec(window=(8, 8, 8), pitch_mm=1.0)
+    assert len(torch.cat(inference_batches(source, spec, torch.device("cpu")))) == 8 * 2**3, "all windows"
+    with pytest.raises(ProbeStoppedError):
+        inference_batches(source, spec, torch.device("cpu"), check=check)
+    assert calls == 4
 
 
 @pytest.mark.parametrize(

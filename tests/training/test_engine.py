@@ -88,7 +88,8 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, lis
     jobs.append({"out": "explodes", "world": 2, **EXPLODES})
     jobs.append({"out": "rests", "world": 2, **RESTS})
     jobs.append({"out": "probed", "kind": "healthy", "world": 2, "optim": slow, "probe": 7})
-    jobs.append({"out": "probed shards", "kind": "healthy", **fsdp, "probe": 7})
+    jobs.append({"out": "probed shards", "kind": "healthy", **fsdp, "probe": 7, "weighed": True})
+    jobs.append({"out": "slow probe", "world": 2, "probe": 100, "patience_s": 5, "train": {"steps": 3}})
     jobs.append({"out": "used", "world": 2})
     jobs.append({"out": "averaged shards", "world": 2, "train": {"parallel": "fsdp", "ema_decay": 0.9}})
     jobs.append({"out": "full disk", "world": 2, "full": True})
@@ -138,6 +139,13 @@ def test_a_probe_beside_two_ranks_changes_nothing_and_measures_what_is_left(
     assert first["linear"] != last["linear"]
 
 
+def test_the_last_probe_may_take_longer_than_ranks_wait_for_each_other(ranks: Ranks) -> None:
+    folder, codes = ranks
+    assert codes["slow probe"] == [0, 0], (folder / "slow probe.rank1").read_text()
+    assert [line["step"] for line in read_log(folder / "slow probe", "probes")] == [0, 3]
+    assert (folder / "slow probe" / "DONE").exists()
+
+
 def test_shards_are_replicas(ranks: Ranks) -> None:
     folder, codes = ranks
     assert codes["fsdp"] == [0, 0]
@@ -152,6 +160,18 @@ def test_shards_are_replicas(ranks: Ranks) -> None:
         value = one["model"][key]
         torch.testing.assert_close(other["model"][key], value, rtol=1e-4, atol=1e-5)
     assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
+
+
+def test_no_rank_holds_more_than_one_whole_tensor_of_a_model_in_shards(ranks: Ranks) -> None:
+    """While saving; the first one alone gets the backbone for a probe and at the end, in its host memory."""
+    folder, _ = ranks
+    first, other = (json.loads((folder / f"probed shards.gathered{rank}").read_text()) for rank in range(2))
+    state = torch.load(folder / "probed shards" / "checkpoints" / f"step_{rank_runs.STEPS}.pt")["model"]
+    largest = max(value.nbytes for value in state.values())
+    backbone = sum(value.nbytes for key, value in state.items() if key.startswith("backbone."))
+    assert largest < backbone
+    assert first["saving"] == other["saving"] == other["any time"] == largest
+    assert largest < first["any time"] <= backbone
 
 
 @pytest.mark.parametrize("moved", ["one to two", "fsdp to one"])
