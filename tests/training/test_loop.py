@@ -95,7 +95,7 @@ def rewind(folder: Path, step: int) -> None:
 
 def test_run_directory_holds_what_it_promises(undisturbed: Path) -> None:
     names = {"config.yaml", "spec.yaml", "pretraining_series.csv", "views.png", "metrics.jsonl", "timing.jsonl", "DONE"}
-    assert names | {"diagnostics.jsonl", "checkpoints", "backbone.safetensors", "tensorboard"} == {
+    assert names | {".lock", "diagnostics.jsonl", "checkpoints", "backbone.safetensors", "tensorboard"} == {
         p.name for p in undisturbed.iterdir()
     }
     lines = read_log(undisturbed, "metrics")
