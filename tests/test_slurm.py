@@ -45,7 +45,7 @@ def test_a_job_through_its_life(tmp_path: Path, script: Path) -> None:
         [f"{rank} {rank} 2 {host} {words} train.steps=5" for rank in (0, 1)] + ["requeue 12"],
     )
     (tmp_path / "my run" / "checkpoints").mkdir()
-    (tmp_path / "my run" / "checkpoints" / "latest").touch()
+    (tmp_path / "my run" / "config.yaml").touch()
     (tmp_path / "my run" / "STOPPED").unlink()
     code, calls = submit(tmp_path, script, leaves="DONE")
     assert (code, calls) == (0, [f"{rank} {rank} 2 {host} {words} --resume train.steps=5" for rank in (0, 1)])

@@ -23,7 +23,7 @@ export MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
 export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 
 resume=
-[ -e "$run/checkpoints/latest" ] && resume=--resume
+[ -e "$run/config.yaml" ] && resume=--resume   # begun, if only just
 
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS

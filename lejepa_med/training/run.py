@@ -9,7 +9,7 @@ RUN/backbone.safetensors  and DONE (which says so if the run ended early), or ST
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,8 +118,8 @@ def execute(
                     lock.take()
                     check_folder(out, config, resume)  # another run may have begun while this one was set up
                     _write_start(config, job, out, hooks)
-        apart = rank() == 0 and config.train.parallel == "fsdp" and num_ranks() > 1
-        plain = copy.deepcopy(job.backbone) if apart else job.backbone
+        will_be_sharded = rank() == 0 and config.train.parallel == "fsdp" and num_ranks() > 1
+        plain = copy.deepcopy(job.backbone) if will_be_sharded else job.backbone
         finished = train(
             job.model,
             job.dataset,
@@ -214,11 +214,11 @@ def _background_probe(config: PretrainConfig, job: _Job, hooks: Hooks, device: t
 
 def _write_start(config: PretrainConfig, job: _Job, out: Path, hooks: Hooks) -> None:
     (out / "STOPPED").unlink(missing_ok=True)  # of the run that is resumed: what ends this one is not known yet
-    if hooks.write_views is not None:
-        hooks.write_views(job.views, out / "views.png")
     for name, text in (("config.yaml", dump_yaml(config)), ("spec.yaml", dump_yaml(job.spec))):
         write_atomically(out / name, text.encode(), durable=True)
     write_record(out, job.record)
+    if hooks.write_views is not None:
+        hooks.write_views(job.views, out / "views.png")
 
 
 def _write_end(config: PretrainConfig, job: _Job, out: Path, trained: Backbone | None, is_own: bool) -> None:
@@ -268,11 +268,12 @@ def inference_batches(
     device: torch.device,
     volumes: int = 64,
     check: Callable[[], None] = lambda: None,
-) -> list[torch.Tensor]:
+) -> Iterator[torch.Tensor]:
     """Training items as the backbone will see them at inference, in even batches of at most 16 windows.
 
-    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch. `check` is
-    called before every volume, and raises to end it.
+    Even, since a rest of one window has no variance to estimate; a single window in all gives no batch. Nothing is read
+    before the first batch is asked for, which a backbone without BatchNorm does not do. `check` is called before every
+    volume, and raises to end it.
     """
     images = []
     for number in range(0, len(source.keys), max(1, len(source.keys) // volumes)):
@@ -281,10 +282,9 @@ def inference_batches(
         modality = "ct" if item.is_ct else "mri"
         spacing = item.spacing_mm
         images.append(windows(CachedVolume(item.key, "", modality, item.array[0], spacing), spec).images)
-    together = torch.cat(images)
-    if len(together) < 2:
-        return []
-    return [batch.to(device) for batch in torch.tensor_split(together, -(-len(together) // 16))]
+    all_windows = torch.cat(images)
+    if len(all_windows) > 1:
+        yield from (batch.to(device) for batch in torch.tensor_split(all_windows, -(-len(all_windows) // 16)))
 
 
 def first_views(config: PretrainConfig, dataset: StepDataset, channels: int, samples: int = 6) -> list[torch.Tensor]:

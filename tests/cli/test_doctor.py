@@ -10,8 +10,6 @@ import socket
 from argparse import Namespace
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from lejepa_med.cli import checkup, doctor_text
@@ -20,29 +18,12 @@ from lejepa_med.cli.checkup import Check, check_decoders, cores, driver_version,
 from lejepa_med.cli.doctor import doctor
 from lejepa_med.cli.main import main
 from lejepa_med.config import PretrainConfig
-from lejepa_med.data.cache import Cache, entry_name, entry_path, publish_manifest, write_entry, write_settings
+from lejepa_med.data.cache import Cache, entry_path
 from lejepa_med.errors import ConfigError
 from lejepa_med.machine import Machine, examine
-from lejepa_med.spec import PreprocessSpec
 from lejepa_med.training import data_path
 
 MACHINE = Machine(8, 8, 8, None, 64 * 10**9, 32 * 10**9, None, 32 * 10**9, 65_536, 65_536)
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Four pictures of 40 x 44 pixels."""
-    folder, preprocess = tmp_path / "cache", PreprocessSpec()
-    write_settings(folder, preprocess)
-    rows = []
-    for number in range(4):
-        entry = entry_name(f"s{number}", "x", preprocess)
-        written = write_entry(folder, entry, np.random.default_rng(number).integers(0, 200, (40, 44)).astype(np.uint8))
-        row = {"series_key": f"s{number}", "patient_key": f"p{number}", "study_key": "", "modality": "mri"}
-        row |= {"sequence": "", "shape": [40, 44], "spacing_mm": None, "group_key": f"s{number}"}
-        rows.append(row | {"entry": entry, **written._asdict()})
-    publish_manifest(folder, pd.DataFrame(rows))
-    return folder
 
 
 @pytest.fixture
@@ -163,7 +144,7 @@ def test_decoders_without_a_temporary_folder() -> None:
 def test_a_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(cache)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("4 volumes (0.0 MB), 4 of them looked at; timm/resnet18 on")
+    assert text.startswith("6 volumes (0.0 MB), 6 of them looked at; timm/resnet18 on")
     table = [line for line in text.splitlines() if line.startswith("  ") and not line.startswith(("  - ", "    "))]
     assert table[0].split() == ["stage", "ms/volume", "half", "of", "them", "within", "volumes/s", "MB/s"]
     assert [line.strip().split("  ")[0] for line in table[-4:]] == [
@@ -182,7 +163,7 @@ def test_a_cache_for_programs(cache: Path, capsys: pytest.CaptureFixture[str]) -
     assert result["stages"]["views"]["volumes_per_s"] == pytest.approx(
         1e3 / result["stages"]["views"]["ms_per_volume"], rel=0.01
     )
-    assert (result["damaged"], result["looked_at"], result["workers"]) == ([], 4, 0)
+    assert (result["damaged"], result["looked_at"], result["workers"]) == ([], 6, 0)
     assert result["workers_to_hide"] >= 1
 
 
@@ -192,7 +173,7 @@ def test_a_damaged_entry_is_named(cache: Path, capsys: pytest.CaptureFixture[str
     file.write_bytes(file.read_bytes()[:-3])
     assert main(["doctor", str(cache)]) == 2
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "1 of 4 entries looked at are missing or damaged: series s2; run `prepare` again" in text
+    assert "1 of 6 entries looked at are missing or damaged: series s2; run `prepare` again" in text
 
 
 def test_settings_of_a_config_reach_the_measurement(

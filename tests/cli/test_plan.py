@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
 from lejepa_med.cli.main import main
 from lejepa_med.cli.training import last_numbers
-from lejepa_med.data.cache import entry_name, publish_manifest, write_entry, write_settings
-from lejepa_med.spec import PreprocessSpec
 
 SMALL = [
     "model.name=timm/resnet18", "data.kind=images", "views.base_crop_mm=null", "views.global_size=[32,32]",
@@ -26,22 +22,6 @@ def config(tmp_path: Path) -> Path:
     file = tmp_path / "pretrain.yaml"
     file.write_text("seed: 1\n")
     return file
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> Path:
-    """Six pictures of 40 x 44 pixels of six patients."""
-    folder, preprocess = tmp_path / "cache", PreprocessSpec()
-    write_settings(folder, preprocess)
-    rows = []
-    for number in range(6):
-        entry = entry_name(f"s{number}", "x", preprocess)
-        written = write_entry(folder, entry, np.random.default_rng(number).integers(0, 200, (40, 44)).astype(np.uint8))
-        row = {"series_key": f"s{number}", "patient_key": f"p{number}", "study_key": "", "modality": "mri"}
-        row |= {"sequence": "", "shape": [40, 44], "spacing_mm": None, "group_key": f"s{number}"}
-        rows.append(row | {"entry": entry, **written._asdict()})
-    publish_manifest(folder, pd.DataFrame(rows))
-    return folder
 
 
 def test_a_cache_that_is_there(config: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,7 +146,8 @@ def test_a_probe_that_fails_ends_nothing(archive: Archive, tmp_path: Path, monke
 
     monkeypatch.setattr(online_probe, "extract_features", fail)
     heard: list[str] = []
-    run = train(config_of(archive), tmp_path / "run", warn=heard.append)
+    config = config_of(archive, online_probe={"every": 100})  # none is due, and left out, while that of step 0 runs
+    run = train(config, tmp_path / "run", warn=heard.append)
     assert run.finished and not (run.path / "probes.jsonl").exists()
     assert [text for text in heard if "probe" in text] == [
         "the online probe of step 0 failed and is switched off: ValueError"

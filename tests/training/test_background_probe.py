@@ -14,6 +14,7 @@ import torch
 from small_runs import Network, Patterns, settings
 
 from lejepa_med.backbones import Backbone
+from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.data.dataset import DatasetSource
 from lejepa_med.errors import DataError
 from lejepa_med.spec import InferenceSpec
@@ -139,10 +140,12 @@ def test_windows_for_batchnorm_are_not_read_on_after_a_stop() -> None:
             raise ProbeStoppedError
 
     spec = InferenceSpec(window=(8, 8, 8), pitch_mm=1.0)
-    assert len(torch.cat(inference_batches(source, spec, torch.device("cpu")))) == 8 * 2**3, "all windows"
+    assert len(torch.cat(list(inference_batches(source, spec, torch.device("cpu"))))) == 8 * 2**3, "all windows"
     with pytest.raises(ProbeStoppedError):
-        inference_batches(source, spec, torch.device("cpu"), check=check)
+        list(inference_batches(source, spec, torch.device("cpu"), check=check))
     assert calls == 4
+    reestimate_batchnorm(Network("no norm"), inference_batches(source, spec, torch.device("cpu"), check=check))
+    assert calls == 4, "a backbone without BatchNorm has no use for them: nothing is read"
 
 
 @pytest.mark.parametrize(
