@@ -4,14 +4,16 @@ WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-long check clean help
+.PHONY: demo test test-long check docs notebooks clean help
 
 help:
 	@echo "make demo        synthetic archive -> index -> cache -> pretraining -> benchmark -> report, in demo/"
 	@echo "make test        tests that take under 10 minutes on 2 cores"
 	@echo "make test-long   the others"
 	@echo "make check       formatting, lint, types"
-	@echo "make clean       removes the caches of tools, builds, demo/ and tutorial_out/; keeps .venv"
+	@echo "make docs        the documentation as a site that opens from the disk, in site/"
+	@echo "make notebooks   tutorials/notebooks/ from the scripts in tutorials/"
+	@echo "make clean       removes the caches of tools, builds, site/, demo/ and tutorial_out/; keeps .venv"
 
 .venv: $(STAMP)
 
@@ -38,6 +40,20 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+DOCS_STAMP := .venv/.docs-installed
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install -e ".[docs]"
+	@touch $@
+
+# Warnings are errors (mkdocs.yml), and so is anything that a page would fetch.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=true $(BIN)/python -m mkdocs build --clean
+	$(BIN)/python docs/check_offline.py site
+
+notebooks: $(STAMP)
+	$(BIN)/python tutorials/notebooks.py
+
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo tutorial_out
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis demo tutorial_out
 	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +

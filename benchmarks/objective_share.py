@@ -10,6 +10,7 @@ compilation left out; prints a Markdown table. On CUDA the device is synchronise
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import platform
 import time
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from lejepa_med.backbones import build
 from lejepa_med.config import PretrainConfig, load_config, validate
-from lejepa_med.objective import LeJEPALoss
+from lejepa_med.objective import build_objective
 from lejepa_med.training.devices import choose_device, uses_bf16
 from lejepa_med.training.model import Pretrainer
 from lejepa_med.training.optimizer import build_optimizer
@@ -47,8 +48,8 @@ def measure(config: PretrainConfig, spacing: float, repeats: int) -> dict[str, f
     images = torch.randint(1, 255, (batch, 1, side, side, side), dtype=torch.uint8).to(device)
     is_ct = torch.zeros(batch, dtype=torch.bool, device=device)
     model = Pretrainer(build(config.model), config.projector).to(device).train()
-    crop, loss_function = BatchedMultiCrop(config.views), LeJEPALoss(**config.objective.model_dump(), seed=0)
-    optimizer = build_optimizer(model, config.optim, is_vit=False)
+    crop, loss_function = BatchedMultiCrop(config.views), build_objective(config.objective, seed=0)
+    optimizer = build_optimizer(model, config.optim)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))
     times: dict[str, list[float]] = {part: [] for part in PARTS}
     for step in range(repeats + 2):  # two to warm up
@@ -84,6 +85,7 @@ def _timed(work: Callable[[], object], device: torch.device) -> tuple[object, fl
 
 def main() -> None:
     """Measures and prints."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cuda = torch.cuda.is_available()
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}, {datetime.date.today()}\n")

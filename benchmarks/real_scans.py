@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lejepa_med import api
+from short_runs import train_to_the_end
+
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import BenchmarkConfig, IndexSettings, PrepareConfig, PretrainConfig, load_config, validate
 from lejepa_med.data import preparing
@@ -85,9 +86,8 @@ def run(name: str, data: Path, out: Path) -> Path:
     preparing.prepare(out / "index", out / "cache", prepare, progress)
     config = load_config(PretrainConfig, CONFIGS / chosen["config"], [f"data.cache={out / 'cache'}"])
     if not (out / "run" / "DONE").exists():
-        items, preprocess = api.open_source(None, config)
         began = time.perf_counter()
-        api.run_pretraining(config, items, preprocess, out / "run", progress=progress)
+        train_to_the_end(config, out / "run", progress)
         print(f"pretraining: {time.perf_counter() - began:.0f} s")
     run_benchmark(validate(BenchmarkConfig, benchmark_settings(chosen, out), "benchmark"), out / "benchmark", progress)
     return out / "benchmark"

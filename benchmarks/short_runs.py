@@ -38,6 +38,7 @@ from lejepa_med.evaluation.embedding import embed
 from lejepa_med.evaluation.single import run_probe
 from lejepa_med.training.log import read_log
 from lejepa_med.training.monitor import effective_rank
+from lejepa_med.training.run import Progress
 from lejepa_med.weights import load_backbone
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -100,13 +101,20 @@ def run_all(scans: ScanSet, runs: Mapping[str, Sequence[str]], out: Path, jobs: 
     return dict(zip(runs, done, strict=True))
 
 
+def train_to_the_end(config: PretrainConfig, run: Path, progress: Progress | None = None) -> None:
+    """Begins a run or goes on with it; SystemExit where a signal stopped it, since half a run is not to be measured."""
+    source, preprocess = api.open_source(None, config)
+    api.run_pretraining(config, source, preprocess, run, resume=(run / "config.yaml").exists(), progress=progress)
+    if (run / "STOPPED").exists():
+        raise SystemExit("stopped; run it again to go on")
+
+
 def _run(scans: ScanSet, overrides: list[str], out: Path) -> dict[str, Any]:
     summary = out / "summary.json"
     if not summary.exists():
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         config = load_config(PretrainConfig, scans.config, [f"data.cache={scans.cache}", *overrides])
-        source, preprocess = api.open_source(None, config)
-        api.run_pretraining(config, source, preprocess, out, resume=(out / "config.yaml").exists())
+        train_to_the_end(config, out)
         summary.write_text(json.dumps(_summary(scans, config, out), indent=1))
     values: dict[str, Any] = json.loads(summary.read_text())
     return values

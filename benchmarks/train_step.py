@@ -31,7 +31,7 @@ class Step:
         tune(self.model.backbone, config.train)
         self.crop = BatchedMultiCrop(config.views)
         self.loss = LeJEPALoss(**config.objective.model_dump(), seed=0)
-        self.optimizer = build_optimizer(self.model, config.optim, is_vit="vit" in config.model.name)
+        self.optimizer = build_optimizer(self.model, config.optim)
         self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def __call__(self, batch: Any, step: int, clock: Callable[[str], None] = lambda part: None) -> None:

@@ -26,6 +26,7 @@ from lejepa_med.data.volume import Volume
 CONFIGS = Path(__file__).parent.parent / "configs"
 SCANS = 6
 SHEETS: dict[str, tuple[str, str, tuple[str, ...]]] = {  # config -> scans, config of prepare, settings of prepare
+    "abdomen_ct_swin": ("trunks", "body_ct", ()),
     "brain_mri_resnet3d": ("heads", "brain_mri_1mm", ()),
     "brain_mri_vit3d": ("heads", "brain_mri_1mm", ()),
     "chest_ct_resnet3d": ("trunks", "body_ct", ()),
@@ -82,10 +83,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the pictures, CONFIG.png each")
     parser.add_argument("--work", type=Path, help="keeps scans and caches there, and uses those that are there")
     parser.add_argument("--samples", type=int, default=2, help="rows of a sheet")
+    parser.add_argument("--only", nargs="+", choices=sorted(SHEETS), help="these configs (default: all)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
-        for config, (kind, prepare, settings) in SHEETS.items():
+        for config in options.only or SHEETS:
+            kind, prepare, settings = SHEETS[config]
             cache = work / kind / "cache"
             if not cache.exists():
                 write(kind, work / kind / "scans")

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from lejepa_med.errors import DataError
+from lejepa_med.file_locks import lock_stream
 
 _SUFFIX = ".partial"
 _ABANDONED_S = 24 * 3600  # where locks do not work, a partial file of this age is rubbish
@@ -51,6 +52,8 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[BinaryIO]:
             stream.flush()
             if durable:
                 os.fsync(stream.fileno())
+            if sys.platform == "win32":  # an open file cannot be renamed there
+                stream.close()
             temporary.replace(path)
         if durable:
             _flush_names(path.parent)
@@ -110,7 +113,7 @@ def alone(folder: Path) -> Iterator[None]:
     """Waits until no other process is in here with the same folder; without effect where locks do not work."""
     with (folder / ".lock").open("ab") as stream:
         with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock_stream(stream)
         yield
 
 
@@ -126,7 +129,7 @@ def _locked(temporary: Path) -> Iterator[BinaryIO]:
     while True:
         stream = temporary.open("wb")
         with contextlib.suppress(OSError):
-            fcntl.flock(stream, fcntl.LOCK_EX)
+            lock_stream(stream)
         if os.fstat(stream.fileno()).st_nlink:
             break
         stream.close()
@@ -156,7 +159,7 @@ def _is_abandoned(file: Path) -> bool:
     try:
         with file.open("rb") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_stream(stream, wait=False)
             except BlockingIOError:
                 return False
             except OSError:

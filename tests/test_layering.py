@@ -14,7 +14,7 @@ import lejepa_med
 
 PACKAGE = Path(lejepa_med.__file__).parent
 LINES = (
-    ("errors",),
+    ("errors", "file_locks"),
     ("spec",),
     ("config",),
     ("randomness", "resampling", "distributed", "compute", "compiling", "machine", "whole_files"),

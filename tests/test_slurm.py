@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = sorted((Path(__file__).parent.parent / "configs" / "slurm").glob("*.sh"))
+ROOT = Path(__file__).parent.parent
+SCRIPTS = [*sorted((ROOT / "configs" / "slurm").glob("*.sh")), ROOT / "docker" / "slurm_apptainer.sh"]
 COMMANDS = {
     # two ranks, one after the other: what srun does with a task
     "srun": 'shift; for SLURM_PROCID in 0 1; do export SLURM_PROCID SLURM_LOCALID=$SLURM_PROCID; "$@" || exit $?; done',
     "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" >> "$CALLS"; fi',
+    # what comes after the options and the image is for the program in it
+    "apptainer": 'while [ "$1" != image.sif ]; do shift; done; shift; exec lejepa-med "$@"',
     "lejepa-med": 'echo "$RANK $LOCAL_RANK $WORLD_SIZE $MASTER_ADDR $@" >> "$CALLS"; [ -z "$CODE" ] || exit $CODE; '
     'if [ -n "$LEAVES" ]; then touch "$4/$LEAVES"; fi',
 }
@@ -27,7 +30,7 @@ def submit(folder: Path, script: Path, leaves: str = "", code: str = "") -> tupl
     calls = folder / "calls"
     calls.unlink(missing_ok=True)
     slurm = {"SLURM_JOB_ID": "12", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_CPUS_PER_TASK": "3"}
-    environment = os.environ | slurm | {"CALLS": str(calls), "LEAVES": leaves, "CODE": code}
+    environment = os.environ | slurm | {"CALLS": str(calls), "LEAVES": leaves, "CODE": code, "IMAGE": "image.sif"}
     environment["PATH"] = f"{folder}:{environment['PATH']}"
     (folder / "my run").mkdir(exist_ok=True)
     words = ["bash", str(script), "c.yaml", "my run", "train.steps=5"]
@@ -54,8 +57,8 @@ def test_a_job_through_its_life(tmp_path: Path, script: Path) -> None:
     assert code == 2 and not any("requeue" in call for call in calls), "an error is not tried again and again"
 
 
-def test_both_ask_for_the_signal_in_time() -> None:
-    assert [script.stem for script in SCRIPTS] == ["one_node", "several_nodes"]
+def test_all_ask_for_the_signal_in_time() -> None:
+    assert [script.stem for script in SCRIPTS] == ["one_node", "several_nodes", "slurm_apptainer"]
     for script in SCRIPTS:
         text = script.read_text()
         assert "#SBATCH --signal=TERM@180\n" in text and "#SBATCH --requeue\n" in text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -129,7 +131,7 @@ def test_pickled_code_is_refused_and_not_executed(tmp_path: Path, writer: str) -
         file.write_bytes(pickle.dumps({"a": Trap(touched)}))
     else:
         torch.save({"model": {"a": torch.zeros(1)}, "extra": Trap(touched)}, file)
-    with pytest.raises(WeightsError, match="damaged, or not plain tensors"):
+    with pytest.raises(WeightsError, match="damaged, or not plain tensors: Python objects inside are not executed"):
         read_tensors(file)
     with pytest.raises(WeightsError, match="damaged or not a safetensors file"):
         load_backbone(file)
@@ -147,6 +149,56 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save([torch.zeros(1)], tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="expected a dictionary of tensors"):
         read_tensors(tmp_path / "w.pth")
+
+
+def test_a_program_of_torchscript_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("w/code/__torch__.py", "raise SystemExit")
+        archive.writestr("w/data.pkl", pickle.dumps({}))
+        archive.writestr("w/constants.pkl", pickle.dumps(()))
+    with pytest.raises(WeightsError, match="damaged, or not plain tensors"):
+        read_tensors(tmp_path / "w.pth")
+
+
+def test_an_archive_that_would_unpack_to_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    torch.save({"a": torch.zeros(10**7)}, plain)
+    bomb = tmp_path / "w.pth"
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as target:
+        for part in source.infolist():
+            target.writestr(part.filename, source.read(part))
+    assert bomb.stat().st_size < 10**5
+    with pytest.raises(WeightsError, match="a compressed archive, which torch does not write; nothing was unpacked"):
+        read_tensors(bomb)
+
+
+def test_a_few_bytes_that_claim_to_be_terabytes_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="claims 4,000,000,000,000 bytes of weights in a file of"):
+        read_tensors(tmp_path / "w.pth")
+
+
+def test_tensors_without_content_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(2, 2).to_sparse()}, tmp_path / "sparse.pth")
+    torch.save({"a": torch.zeros(2, 2, device="meta")}, tmp_path / "meta.pth")
+    for name in ("sparse.pth", "meta.pth"):
+        with pytest.raises(WeightsError, match="sparse tensors, or tensors without content"):
+            read_tensors(tmp_path / name)
+
+
+@pytest.mark.parametrize("changes", [{"format": "x"}, {"model": {"depth": 3}}, {"spec": None}, {"provenance": 1}])
+def test_a_damaged_description_is_one_sentence(file: Path, changes: dict[str, object]) -> None:
+    rewrite(file, **changes)
+    with pytest.raises(WeightsError, match="the description inside is damaged"):
+        load_backbone(file)
+
+
+def test_a_description_that_is_no_json(tmp_path: Path) -> None:
+    for number, text in enumerate(("{", "[]", "3", "[" * 100_000)):
+        file = tmp_path / f"{number}.safetensors"
+        safetensors.torch.save_file({"a": torch.zeros(1)}, file, {"lejepa_med": text})
+        with pytest.raises(WeightsError, match="the description inside is damaged"):
+            load_backbone(file)
 
 
 class Own(Backbone):

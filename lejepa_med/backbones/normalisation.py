@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lejepa_med.backbones.batchnorm import one_value_refused
+
 
 @torch.no_grad()
 def reestimate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None:
@@ -15,6 +17,9 @@ def reestimate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None
 
     Nothing else changes: dropout and the like stay off, weights stay as they are. Without BatchNorm, or without a
     batch, it does nothing.
+
+    Raises:
+        UserError: a batch with one value per channel, which has no variance.
     """
     norms = [module for module in backbone.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
     iterator = iter(batches)
@@ -29,9 +34,10 @@ def reestimate_batchnorm(backbone: nn.Module, batches: Iterable[Tensor]) -> None
         norm.reset_running_stats()
         norm.momentum = None  # torch: cumulative average
         norm.training = True
-    backbone(first.to(device))
-    for batch in iterator:
-        backbone(batch.to(device))
+    with one_value_refused():
+        backbone(first.to(device))
+        for batch in iterator:
+            backbone(batch.to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, training in modes:

@@ -1,4 +1,4 @@
-"""Any timm model that gives features, in 2D; DINOv2 by timm's definition, weights by path (see `weights`)."""
+"""Any timm model that gives features, in 2D; DINOv2 and DINOv3 by its definition, weights by path (see `weights`)."""
 
 from __future__ import annotations
 
@@ -9,20 +9,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lejepa_med.backbones.positions2d import PositionRule, follow_rule
 from lejepa_med.backbones.protocol import Backbone
 from lejepa_med.errors import ConfigError
 
 
 class Timm2d(Backbone):
-    """A timm network without its classifier. ViTs take any image size that is a multiple of the patch."""
+    """A timm network without its classifier. ViTs take any image size that is a multiple of the patch.
 
-    def __init__(self, name: str, in_channels: int) -> None:
+    `positions` says how learnt positions of a ViT are resized to an image's grid (see `positions2d`).
+    """
+
+    def __init__(self, name: str, in_channels: int, positions: PositionRule = "timm") -> None:
         super().__init__()
         if not timm.is_model(name):
             near = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=4))
             raise ConfigError(f"model timm/{name}: timm has no model of this name; near it: {near or 'none'}")
         sizes = {"dynamic_img_size": True} if _is_vit(name) else {}
         self.net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **sizes)
+        if positions != "timm" and not follow_rule(self.net, positions):
+            raise ConfigError(f"model.positions {positions}: timm/{name} has no learnt positions to resize; use timm")
+        self.positions: PositionRule = positions
         self.dim, self.token_dim = self.net.head_hidden_size, self.net.num_features
         self.has_class_token = getattr(self.net, "num_prefix_tokens", 0) > 0
         self.spatial_dims, self.in_channels = 2, in_channels
@@ -49,10 +56,28 @@ class Timm2d(Backbone):
         self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
     ) -> list[Float[Tensor, "batch _"]]:
         if self.has_class_token:
-            outputs = self.net.get_intermediate_layers(images, n=last, return_prefix_tokens=True, norm=True)
+            outputs = self.net.forward_intermediates(
+                images, indices=last, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+            )
             return [torch.cat([prefix[:, 0], patches.mean(1)], dim=-1) for patches, prefix in outputs]
         stages = self.net.forward_intermediates(images, intermediates_only=True)
         return [stage.flatten(2).mean(-1) for stage in stages[-last:]]
+
+    def pooled_and_tokens(
+        self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
+    ) -> tuple[list[Float[Tensor, "batch _"]], Float[Tensor, "batch token token_dim"]]:
+        """What `intermediate` and `tokens` give, of one pass."""
+        if self.has_class_token:
+            features, outputs = self.net.forward_intermediates(
+                images, indices=last, return_prefix_tokens=True, norm=True, output_fmt="NLC"
+            )
+            pooled = [torch.cat([prefix[:, 0], patches.mean(1)], dim=-1) for patches, prefix in outputs]
+            return pooled, features[:, self.net.num_prefix_tokens :]
+        features, stages = self.net.forward_intermediates(images)
+        pooled = [stage.flatten(2).mean(-1) for stage in stages[-last:]]
+        if features.ndim == 3:
+            return pooled, features[:, getattr(self.net, "num_prefix_tokens", 0) :]
+        return pooled, self._map(features).flatten(2).transpose(1, 2)
 
     def _map(self, features: Float[Tensor, "batch a b c"]) -> Float[Tensor, "batch _ _ _"]:
         """Channels first, also for networks that compute channels last."""

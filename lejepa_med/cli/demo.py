@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from lejepa_med.data.synthetic import write_archive
 from lejepa_med.errors import OutputExistsError
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report
+from lejepa_med.machine import peak_resident_bytes
 
 _SUBJECTS = {"full": 240, "smoke": 40}
 _SMOKE = {
@@ -131,6 +131,5 @@ class _Stages:
         work()
         seconds = time.perf_counter() - began
         print(f"[{number}/{len(_COMMANDS)}] {name}: {duration(seconds)}", file=sys.stderr, flush=True)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self.done.append({"stage": name, "seconds": round(seconds, 1), "peak_bytes_so_far": peak})
+        self.done.append({"stage": name, "seconds": round(seconds, 1), "peak_bytes_so_far": peak_resident_bytes()})
         (self.out / "stages.json").write_text(json.dumps(self.done, indent=1))

@@ -13,6 +13,7 @@ from lejepa_med.errors import OutputExistsError
 from lejepa_med.evaluation import benchmark as grid
 from lejepa_med.evaluation import embedding, single
 from lejepa_med.evaluation import report as pages
+from lejepa_med.evaluation.estimate import estimate
 from lejepa_med.weights import export as export_weights
 from lejepa_med.weights import load_backbone
 
@@ -31,13 +32,13 @@ def embed(options: argparse.Namespace) -> dict[str, Any]:
 def probe(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(ProbeConfig, options.config, options.overrides)
     _claim(options.out, "result.json")
-    return _headlines(single.run_probe(config, options.out, ProgressLine()), options.out)
+    return _headlines(single.run_probe(config, options.out, ProgressLine()), options)
 
 
 def finetune(options: argparse.Namespace) -> dict[str, Any]:
     config = load_config(FinetuneConfig, options.config, options.overrides)
     _claim(options.out, "result.json")
-    return _headlines(single.run_finetune(config, options.out, ProgressLine()), options.out)
+    return _headlines(single.run_finetune(config, options.out, ProgressLine()), options)
 
 
 def benchmark(options: argparse.Namespace) -> dict[str, Any]:
@@ -46,7 +47,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if options.dry_run:
         cells = grid.plan(config)
         lines = [f"{c.task}  {c.encoder}  {c.method}  {c.budget} labels per class  seed {c.seed}" for c in cells]
-        return {"text": "\n".join([*lines, f"{len(cells)} cells"]), "cells": len(cells)}
+        left = estimate(options.out, cells)
+        text = "\n".join([*lines, f"{len(cells)} cells", left.sentence(config.workers)])
+        return {"text": text, "cells": len(cells), "todo": left.todo, "seconds": round(left.seconds, 1)}
     grid.run_benchmark(config, options.out, ProgressLine())
     return {"summary": options.out / "summary.json", "next": f"lejepa-med report {options.out}"}
 
@@ -59,7 +62,7 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
 def export(options: argparse.Namespace) -> dict[str, Any]:
     """Weights, config and card in a folder that `load_backbone` opens."""
     _claim(options.out, "model.safetensors")
-    return {"export": export_weights(options.run, options.out)}
+    return {"export": export_weights(options.run, options.out, options.format, options.with_record)}
 
 
 def _claim(out: Path, name: str) -> None:
@@ -67,5 +70,19 @@ def _claim(out: Path, name: str) -> None:
         raise OutputExistsError(f"{out}: already holds a {name}; choose another --out")
 
 
-def _headlines(result: dict[str, Any], out: Path) -> dict[str, Any]:
-    return {**{key: value for key, value in result.items() if key != "config"}, "file": out / "result.json"}
+def _headlines(result: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The whole result for programs, and for people one line per method and budget."""
+    file = options.out / "result.json"
+    whole = {key: value for key, value in result.items() if key != "config"} | {"file": file}
+    if options.json:
+        return whole
+    lines = [f"{row['method']:<17} {row['budget']!s:>5} {row['metric']} {_interval(row)}" for row in result["results"]]
+    said = [f"task {result['task']}, {result['status']}", *lines, *result["messages"], f"file: {file}"]
+    return {"text": "\n".join(said)}
+
+
+def _interval(row: dict[str, Any]) -> str:
+    if row["value"] is None:
+        return "not known"
+    bounds = "" if row["low"] is None else f" [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row['value']:.3f}{bounds}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
-import json
 import os
 import re
 import sys
@@ -17,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from lejepa_med._version import __version__
+from lejepa_med.cli.answers import Grammar, WordsError, as_json, failure, hint, of_the_verb, only_the_answer
 from lejepa_med.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
-_SWITCHES = ("--json", "--resume", "--dry-run")
+_SWITCHES = ("--json", "--resume", "--dry-run", "--with-record")
 _VERBS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "the whole path on a synthetic archive, some 8 minutes on 2 CPU cores"),
     "doctor": ("doctor", "what works here; with a cache: how fast its data path is"),
     "index": ("archive", "scan an archive: one row per series, with verdict and reason"),
     "convert": ("archive", "write each used volume as NIfTI"),
-    "prepare": ("archive", "preprocess an index into a cache"),
+    "prepare": ("archive", "preprocess an index, or a published collection, into a cache"),
     "cache": ("archive", "verify or describe a cache"),
     "views": ("training", "contact sheet of the views that a config makes"),
     "plan": ("planning", "memory, disk and hours of a pretraining before anything starts"),
@@ -38,58 +38,84 @@ _VERBS: dict[str, tuple[str, str]] = {
     "benchmark": ("evaluation", "the grid: tasks x encoders x methods x budgets x seeds"),
     "report": ("evaluation", "the page, tables and figures of a benchmark"),
     "export": ("evaluation", "a backbone that loads anywhere, with its preprocessing inside"),
-    "config": ("settings", "the full YAML of a config kind, each field with its comment"),
+    "config": (
+        "settings",
+        "the full YAML of a config kind, each field with its comment; or, by name, one to start from",
+    ),
 }
 
 
-_CONFIGURED = (
-    "demo",
-    "doctor",
-    "index",
-    "convert",
-    "prepare",
-    "views",
-    "plan",
-    "pretrain",
-    "probe",
-    "finetune",
-    "benchmark",
-    "select",
-)
+_CONFIGURED = set(_VERBS) - {"cache", "embed", "report", "export", "config"}
+_GOES_ON = {
+    **dict.fromkeys(("index", "prepare", "benchmark"), "; the same command goes on where it was"),
+    "pretrain": "; --resume goes on from what was saved",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code (0 done, 1 doctor found the main job impossible, 2 user error)."""
     words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(words)
+    options = _parsed(words)
     options.overrides = overrides
     if options.verb is None:
         parser().print_help()
         return 2
-    module, _ = _VERBS[options.verb]
     try:
-        if overrides and options.verb not in _CONFIGURED:
-            raise ConfigError(f"override `{overrides[0]}`: `{options.verb}` has no settings")
-        handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
-        result: dict[str, Any] = handler(options)
-    except UserError as error:
-        sentence = str(error).removeprefix(f"{options.verb}: ")
-        print(f"lejepa-med {options.verb}: {sentence}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not _is_below(error.filename, getattr(options, "out", None)):
-            raise
-        reason = os.strerror(error.errno or errno.EIO).lower()
-        print(f"lejepa-med {options.verb}: --out {options.out} cannot be written ({reason})", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"lejepa-med {options.verb}: interrupted", file=sys.stderr)
-        return 130
+        with only_the_answer(options.json):
+            result = _run(options)
+    except (Exception, KeyboardInterrupt) as error:
+        return _failed(error, options)
     code = int(result.pop("exit_code", 0))
     if options.json:
-        print(json.dumps(result, default=str))
+        print(as_json(result))
     else:
         print(result.get("text") or describe(result))
+    return code
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    grammar = parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could follow
+        import argcomplete
+
+        argcomplete.autocomplete(grammar)
+    try:
+        return grammar.parse_args(words)
+    except WordsError as error:
+        usage, program = of_the_verb(grammar, words) or (error.usage, error.program)
+        sentence = f"{error}{hint(str(error), words, tuple(_VERBS), usage)}"
+        print(f"{usage}{program}: error: {sentence}", file=sys.stderr)
+        if "--json" in words:
+            print(failure(sentence, "UsageError"))
+        raise SystemExit(2) from None
+
+
+def _run(options: argparse.Namespace) -> dict[str, Any]:
+    module, _ = _VERBS[options.verb]
+    if options.overrides and options.verb not in _CONFIGURED:
+        raise ConfigError(f"override `{options.overrides[0]}`: `{options.verb}` has no settings")
+    handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
+    result: dict[str, Any] = handler(options)
+    return result
+
+
+def _failed(error: Exception | KeyboardInterrupt, options: argparse.Namespace) -> int:
+    """Says in a sentence what the user can change, and returns the exit code; raises what is a defect of ours."""
+    kind, code = type(error).__name__, 2
+    if isinstance(error, UserError):
+        sentence = str(error).removeprefix(f"{options.verb}: ")
+    elif isinstance(error, KeyboardInterrupt):
+        sentence, code = f"interrupted{_GOES_ON.get(options.verb, '')}", 130
+    elif isinstance(error, OSError) and _is_below(error.filename, getattr(options, "out", None)):
+        reason = os.strerror(error.errno or errno.EIO).lower()
+        sentence, kind = f"--out {options.out} cannot be written ({reason})", "OutputError"
+    else:
+        if options.json:
+            print(failure(f"a defect of lejepa-med ({kind}); its traceback is on standard error", "Defect"))
+        raise error
+    print(f"lejepa-med {options.verb}: {sentence}", file=sys.stderr)
+    if options.json:
+        print(failure(sentence, kind))
     return code
 
 
@@ -135,7 +161,7 @@ def _plain(value: Any) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """The grammar of the command line."""
-    top = argparse.ArgumentParser(
+    top = Grammar(
         prog="lejepa-med",
         description="Pretrain your own medical imaging backbone with LeJEPA, and compare it with DINOv2.",
         allow_abbrev=False,
@@ -144,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     for verb, (_, help_text) in _VERBS.items():
         sub = verbs.add_parser(verb, help=help_text, description=help_text, allow_abbrev=False)
-        sub.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        sub.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
         _ARGUMENTS[verb](sub)
     return top
 
@@ -168,7 +194,9 @@ def _paths(sub: argparse.ArgumentParser) -> None:
 
 
 def _prepare(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("index", type=_path, help="folder written by `index`")
+    sub.add_argument(
+        "index", type=_path, help="folder written by `index`, or of a published layout (docs/collections.md)"
+    )
     sub.add_argument("--out", type=_path, required=True)
     sub.add_argument("--config", type=_path)
 
@@ -227,13 +255,22 @@ def _report(sub: argparse.ArgumentParser) -> None:
 def _export(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("run", type=_path)
     sub.add_argument("--out", type=_path, required=True)
-    sub.add_argument("--format", choices=("safetensors",), default="safetensors")
+    sub.add_argument(
+        "--format", choices=("safetensors", "onnx", "torch"), default="safetensors",
+        help="onnx, torch: the embedding as a program too, for any number of windows",
+    )  # fmt: skip
+    sub.add_argument(
+        "--with-record",
+        action="store_true",
+        help="with the keys of who was trained on, for leak checks (default: counts)",
+    )
 
 
 def _config(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "kind", choices=("index", "prepare", "plan", "pretrain", "probe", "finetune", "benchmark", "select")
     )
+    sub.add_argument("name", nargs="?", help="of a starting point, e.g. brain_mri_resnet3d; without: all fields")
 
 
 _ARGUMENTS = {

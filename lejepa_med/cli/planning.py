@@ -86,8 +86,13 @@ def _archive(plan: Plan) -> str:
     whose = f" of {archive.patients:,} patients" if archive.is_there else ""
     size = "" if archive.cache_bytes is None else f", {in_words(archive.cache_bytes)} in the cache"
     most = "" if archive.is_there else " at most"
-    seen = "" if plan.epochs is None else f"; each seen {plan.epochs:,.1f} times"
+    seen = "" if plan.epochs is None else f"; each seen {_few_digits(plan.epochs)} times"
     return f"archive  {archive.volumes:,} volumes{whose} to train on{size}{most}{seen}"
+
+
+def _few_digits(number: float) -> str:
+    """`0.0363`, `2.5`, `1,760`: three digits, never a power of ten."""
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
 
 
 def _flops(flops: float) -> str:
@@ -99,7 +104,6 @@ def _time(plan: Plan) -> str:
     if seconds is None or hours is None:
         return plan.speed.how
     step = seconds * plan.config.train.batch_size
-    rate = (
-        f"{duration(3600 * hours)} for {plan.config.train.steps:,} steps of {step:.3g} s, {1 / seconds:.3g} volumes/s"
-    )
+    steps = f"{plan.config.train.steps:,} steps of {_few_digits(step)} s"
+    rate = f"{duration(3600 * hours)} for {steps}, {1 / seconds:.3g} volumes/s"
     return f"{rate} ({plan.speed.how})"

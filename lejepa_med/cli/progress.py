@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +11,11 @@ _INTERVAL_S = {True: 0.2, False: 15.0}
 _CLEAR = "\r\033[K"
 # What a rate counts.
 _ONE = {"files": "files", "finding files": "files", "series": "series", "volumes": "volumes", "pretrain": "steps"}
+
+
+def rewrites_lines() -> bool:
+    """Whether standard error is a terminal that knows escape sequences. No colour is used anywhere."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.name != "nt"
 
 
 class ProgressLine:
@@ -21,7 +27,7 @@ class ProgressLine:
     def __init__(self, details: Callable[[str], str] | None = None) -> None:
         self._details = details
         self._stage, self._started, self._shown, self._first, self._open = "", 0.0, 0.0, 0, False
-        self._terminal = sys.stderr.isatty()
+        self._terminal = rewrites_lines()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         now = time.monotonic()

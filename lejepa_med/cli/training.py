@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +63,17 @@ def pretrain(options: argparse.Namespace) -> dict[str, Any]:
         if early := (run.path / "DONE").read_text().strip():
             lines, result = [*lines, early], result | {"ended": early}
     else:
-        resume = f"lejepa-med pretrain {options.config} --out {run.path} --resume"
+        resume = resume_command(options, run.path)
         lines = [f"stopped and saved; go on with: {resume}"]
         result = {"run": run.path, "resume": resume}
     lines += [f"advice: {sentence} [{code}]" for code, sentence in advice.items()]
     return result | {"advice": advice, "text": "\n".join(lines)}
+
+
+def resume_command(options: argparse.Namespace, run: Path) -> str:
+    """What goes on with a stopped run: with the settings of its command line, without which it would be refused."""
+    words = ["lejepa-med", "pretrain", str(options.config), "--out", str(run), "--resume", *options.overrides]
+    return shlex.join(words)
 
 
 def last_numbers(run: Path) -> str:

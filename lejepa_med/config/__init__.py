@@ -12,9 +12,9 @@ from lejepa_med.config.pretraining import (
     OptimConfig,
     PretrainConfig,
     ProjectorConfig,
-    ViewsConfig,
 )
 from lejepa_med.config.selection import SelectConfig
+from lejepa_med.config.views import ViewsConfig
 from lejepa_med.errors import ConfigError
 from lejepa_med.spec import Frozen
 

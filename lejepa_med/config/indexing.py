@@ -35,7 +35,8 @@ class PatientTable(Frozen):
 
     file: Path = Field(description="the CSV file")
     path_column: str = Field(
-        default="path", description="column with relative paths, or file names where these are unique"
+        default="path",
+        description="column with paths below the folder that `index` is given, or file names where these are unique",
     )
     patient_column: str = Field(default="patient_id", description="column with the patient ids")
 

@@ -104,11 +104,13 @@ def _problems(kind: type[BaseModel], values: Mapping[str, Any], error: Validatio
     """Every mistake in words; the alternatives of one value (`auto` or a number) are joined."""
     found: dict[str, list[str]] = {}
     got: dict[str, str] = {}
+    unknown: dict[str, list[str]] = {}  # the keys of one hint, which may be long, are named together
     for item in error.errors():
         where = ".".join(_user_path(values, item["loc"], item["type"] in ("missing", "extra_forbidden")))
         start = f"`{where}`" if where else ""
         if item["type"] == "extra_forbidden":
-            found.setdefault(f"unknown key {start}; {_hint(kind, [str(part) for part in item['loc']])}", [])
+            hint = _hint(kind, [str(part) for part in item["loc"]])
+            unknown.setdefault(hint, []).append(start)
         elif item["type"] == "missing" and isinstance(item["loc"][-1], int):
             found.setdefault(f"`{where.rpartition('.')[0]}` has too few values, got {item['input']!r}", [])
         elif item["type"] == "missing":
@@ -118,7 +120,8 @@ def _problems(kind: type[BaseModel], values: Mapping[str, Any], error: Validatio
             found.setdefault(start, []).append(message[0].lower() + message[1:])
             if not isinstance(item["input"], dict | list):  # a whole section says nothing about the mistake in it
                 got[start] = f", got {item['input']!r}"
-    return [
+    strange = [f"unknown key{'s' * (len(keys) > 1)} {', '.join(keys)}; {hint}" for hint, keys in unknown.items()]
+    return strange + [
         f"{start}{': ' if start and messages else ''}{' or '.join(messages)}{got.get(start, '')}"
         for start, messages in found.items()
     ]

@@ -1,20 +1,21 @@
-"""Settings of `pretrain`: data, model, views, objective, optimizer and loop."""
+"""Settings of `pretrain`: data, model, objective, optimizer and loop (views: `views`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from lejepa_med.config.indexing import Sequence
 from lejepa_med.config.tasks import OnlineProbeConfig
 from lejepa_med.config.tracking import LoggingConfig
+from lejepa_med.config.views import Probability, ViewsConfig
 from lejepa_med.spec import CacheModality, Frozen, InferenceSpec
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-Size = tuple[Annotated[int, Field(gt=0)], ...]
-Interval = tuple[float, float]
+PatchSize = tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]]
+Adaptation = Literal["in_channels", "patch_size", "positions", "inflate"]
+"""What loading may change in the weights of another network (see `lejepa_med.weights.adapting`)."""
 
 
 class HoldoutConfig(Frozen):
@@ -37,6 +38,11 @@ class DataConfig(Frozen):
         None, description="MRI: use only these, e.g. [t1, flair]; null = all"
     )
     holdout: HoldoutConfig = HoldoutConfig()
+    official_split: Path | None = Field(
+        None,
+        description="CSV with series_key and split (train, val, test), e.g. cache/labels.csv: only train is used, and "
+        "holdout leaves nobody out",
+    )
     monitor_fraction: float = Field(
         0.1,
         ge=0,
@@ -70,126 +76,34 @@ class DataConfig(Frozen):
     )
 
 
-class MriIntensityConfig(Frozen):
-    """MRI augmentation on [0, 1]. Each is drawn anew for every view."""
-
-    gamma: Interval = Field((0.7, 1.5), description="exponent, log-uniform")
-    gamma_probability: Probability = 0.8
-    bias_field: float = Field(0.3, ge=0, description="largest log-amplitude of the smooth multiplicative field")
-    bias_probability: Probability = 0.5
-    contrast: Interval = Field((0.75, 1.25), description="factor on all values, uniform")
-    contrast_probability: Probability = 0.8
-    noise_std: Interval = Field((0.0, 0.05), description="Gaussian noise, uniform")
-    noise_probability: Probability = 0.5
-    gibbs: Interval = Field((0.5, 0.9), description="ringing: share of k-space that is kept along one axis, uniform")
-    gibbs_probability: Probability = 0.0
-
-    @model_validator(mode="after")
-    def _kept_share(self) -> MriIntensityConfig:
-        if not 0 < self.gibbs[0] <= self.gibbs[1] <= 1:
-            raise ValueError(f"gibbs is a share of k-space, [low, high] within (0, 1], got {list(self.gibbs)}")
-        return self
-
-
-class CtIntensityConfig(Frozen):
-    """CT augmentation. Values stay in HU until the window is drawn."""
-
-    window_centre_hu: Interval = Field((-100.0, 100.0), description="centre of the window, uniform, HU")
-    window_width_hu: Interval = Field((350.0, 1500.0), description="width of the window, log-uniform, HU")
-    noise_std: Interval = Field((0.0, 0.03), description="Gaussian noise after windowing, uniform")
-    noise_probability: Probability = 0.5
-
-
-class ViewsConfig(Frozen):
-    num_global: int = Field(2, ge=1, description="large views of every sample; their mean is the prediction target")
-    num_local: int = Field(6, ge=0, description="small views of every sample")
-    global_size: Size = Field((96, 96, 96), description="voxels of a global view (two numbers: 2D)")
-    local_size: Size = Field((48, 48, 48), description="voxels of a local view")
-    base_crop_mm: float | None = Field(
-        192.0, gt=0, description="side of the region that views are cut from, mm; null = the whole array (2D images)"
-    )
-    scale: Literal["fraction", "physical_mm"] = Field(
-        "fraction", description="fraction: random zoom; physical_mm: one pitch with small jitter, keeps size readable"
-    )
-    global_fraction: Interval = Field((0.3, 1.0), description="share of the base crop's volume (2D: area)")
-    local_fraction: Interval = Field((0.05, 0.3), description="share of the base crop's volume (2D: area)")
-    aspect: float = Field(1.2, ge=1, description="largest ratio by which an axis of a crop is longer or shorter")
-    global_pitch_mm: Interval | None = Field((1.0, 3.0), description="bounds on mm per voxel; null = none")
-    local_pitch_mm: Interval | None = Field((0.7, 1.5), description="bounds on mm per voxel; null = none")
-    pitch_jitter: float = Field(1.1, ge=1, description="physical_mm: factor around the geometric mean of the bounds")
-    max_magnification: float = Field(1.25, ge=1, description="a view voxel is never smaller than prepared / this")
-    flip_left_right: Probability = Field(0.0, description="laterality is a finding: off unless you know better")
-    flip_other: Probability = Field(0.0, description="flips along the other axes")
-    blur_probability: Probability = Field(0.3, description="views seen through a wider filter: low resolution")
-    blur_factor: float = Field(2.0, ge=1, description="largest width of that filter, in view voxels")
-    thick_slice_probability: Probability = Field(0.2, description="3D: the same along one axis only, as thick slices")
-    min_body: Probability = Field(0.25, description="crops with less body than this are redrawn")
-    redraws: int = Field(6, ge=1, description="tries per crop; the one with the most body is kept")
-    rot90_probability: Probability = Field(
-        0.0, description="views turned by right angles (where their sides are equal)"
-    )
-    rot90_axes: Literal["keep_left_right", "any"] = Field(
-        "keep_left_right",
-        description="keep_left_right: 3D, about the left-right axis (axis 0) only; any: left can get to any side; "
-        "neither mirrors",
-    )
-    tilt_probability: Probability = Field(0.0, description="views cut at a small angle")
-    tilt_degrees: float = Field(
-        15.0, ge=0, le=45, description="largest angle, uniform; 3D: about an axis of any direction"
-    )
-    tilt_shear: float = Field(0.0, ge=0, le=0.3, description="largest shear of each axis along each other one, uniform")
-    mri: MriIntensityConfig = Field(MriIntensityConfig(), description="MRI, PET and pictures")
-    mri_by_sequence: dict[str, MriIntensityConfig] = Field(
-        {}, description="what differs from `mri` for a sequence, e.g. {flair: {gamma: [0.8, 1.3]}}"
-    )
-    ct: CtIntensityConfig = CtIntensityConfig()
-    intensity_channels: Literal["auto", "separate", "shared"] = Field(
-        "auto",
-        description="several channels: one MRI intensity draw for each (separate) or for all (shared); auto: shared "
-        "for 2D pictures with three colours, else separate, since sequences are scanned one by one",
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _sequences_start_from_mri(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("mri_by_sequence"), dict):
-            return given
-        mri = given.get("mri", {})
-        mri = mri.model_dump() if isinstance(mri, MriIntensityConfig) else mri
-        sequences = {
-            name: {**mri, **own} if isinstance(own, dict) and isinstance(mri, dict) else own
-            for name, own in given["mri_by_sequence"].items()
-        }
-        return {**given, "mri_by_sequence": sequences}
-
-    @model_validator(mode="after")
-    def _left_stays_left(self) -> ViewsConfig:
-        if self.rot90_probability and self.rot90_axes == "keep_left_right" and len(self.global_size) == 2:
-            raise ValueError("rot90_probability: in 2D every turn moves left and right; set rot90_axes: any, or 0")
-        if self.rot90_probability and self.rot90_axes == "any" and self.flip_other and not self.flip_left_right:
-            raise ValueError(
-                "rot90_axes: any together with flip_other makes left-right mirror images, but flip_left_right is 0; "
-                "set rot90_axes: keep_left_right, or flip_left_right"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _same_dimensions(self) -> ViewsConfig:
-        if len(self.global_size) != len(self.local_size) or len(self.global_size) not in (2, 3):
-            raise ValueError("global_size and local_size need two numbers each (2D) or three each (3D)")
-        return self
-
-
 class ModelConfig(Frozen):
     name: str = Field(
-        "resnet18_3d", description="resnet{10,18,34,50}_3d, vit_{tiny,small,base,large}_3d, or timm/NAME in 2D"
+        "resnet18_3d",
+        description="3D: resnet{10,18,34,50,101,152}_3d, resnext{50,101}_3d, seresnet{50,101,152}_3d, "
+        "seresnext{50,101}_3d, densenet{121,169,201}_3d, efficientnet_{b0-b7}_3d, convnext_{tiny,small}_3d, "
+        "segresnet_3d, unet_3d, resenc_l_3d, swinunetr_3d, vit_{tiny,small,base,large,huge,giant,gigantic}_3d, "
+        "primus_{s,b,m,l}_3d; 2D: timm/NAME",
     )
     in_channels: int = Field(1, ge=1, description="channels of the scans")
-    width: float = Field(1.0, gt=0, description="3D ResNets: factor on all channel counts")
-    stem_stride: Literal[1, 2] = Field(2, description="3D ResNets: stride of the first convolution; 1 costs 8x")
-    stem_pool: bool = Field(True, description="3D ResNets: max-pooling after the first convolution")
-    norm: Literal["batch", "group"] = Field("batch", description="3D ResNets: normalisation")
-    patch_size: int = Field(16, gt=0, description="3D ViT: voxels per patch")
+    width: float = Field(
+        1.0, gt=0, description="ResNet, DenseNet, ConvNeXt, SegResNet, U-Net, ResEnc, SwinUNETR: factor on all channels"
+    )
+    stem_stride: Literal[1, 2] = Field(
+        2, description="3D ResNet (also SE, ResNeXt), DenseNet: stride of the first convolution; 1 costs 8x"
+    )
+    stem_pool: bool = Field(True, description="the same networks: max-pooling after the first convolution")
+    norm: Literal["auto", "batch", "group", "instance"] = Field(
+        "auto", description="3D networks with BatchNorm or InstanceNorm: which one instead; auto: the network's own"
+    )
+    patch_size: Annotated[int, Field(gt=0)] | PatchSize = Field(
+        16, description="3D ViT, Primus: voxels per patch, one number or three, e.g. [8, 16, 16]"
+    )
+    registers: int = Field(0, ge=0, description="3D ViT: register tokens")
+    positions: Literal["timm", "dinov2", "huggingface"] = Field(
+        "timm",
+        description="2D ViTs: how learnt positions are resized to a view; the rule of the source of the weights (timm: "
+        "also of Meta's DINOv2 with registers; dinov2: Meta's without; huggingface: transformers' without)",
+    )
 
 
 class ProjectorConfig(Frozen):
@@ -198,7 +112,19 @@ class ProjectorConfig(Frozen):
     layers: int = Field(3, ge=1, description="linear layers")
 
 
+class VICRegWeights(Frozen):
+    """Of the three terms of VICReg; the defaults are the paper's."""
+
+    invariance: float = Field(25.0, ge=0, description="of the squared difference between views")
+    variance: float = Field(25.0, ge=0, description="of the hinge on standard deviations below 1")
+    covariance: float = Field(1.0, ge=0, description="of the squared covariances")
+
+
 class ObjectiveConfig(Frozen):
+    kind: Literal["lejepa", "vicreg"] = Field(
+        "lejepa", description="vicreg: the control; metrics.jsonl then holds total, s as prediction, the rest as sigreg"
+    )
+    vicreg: VICRegWeights = VICRegWeights()
     lam: Probability | Literal["auto", "sqrt"] = Field(
         "sqrt",
         description="weight of SIGReg in [0, 1]; sqrt keeps lam sqrt(N) / (1 - lam) at the paper's .05 at N = 256, "
@@ -215,7 +141,9 @@ class ObjectiveConfig(Frozen):
 
 class OptimConfig(Frozen):
     lr: float = Field(5e-4, gt=0, description="peak learning rate")
-    weight_decay: float | Literal["auto"] = Field("auto", description="auto: 5e-2 for ViTs, 5e-4 otherwise")
+    weight_decay: float | Literal["auto"] = Field(
+        "auto", description="auto: 5e-2 for networks with LayerNorm (ViT, Swin, ConvNeXt), 5e-4 otherwise"
+    )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     final_fraction: float = Field(1e-3, ge=0, description="last learning rate / peak")
     betas: tuple[float, float] = (0.9, 0.999)
@@ -281,6 +209,16 @@ class PretrainConfig(Frozen):
     init_from: Path | None = Field(
         None, description="start from a run, an export or a file (timm/NAME: also of timm or DINOv2), strictly loaded"
     )
+    init_adapt: tuple[Adaptation, ...] = Field(
+        (),
+        description="what of these weights may be changed to fit the model, e.g. [in_channels, positions]; each change "
+        "is reported; inflate: a 2D ResNet into a 3D one",
+    )
+    init_download: bool = Field(
+        False,
+        description="without init_from: fetch the weights that timm names for model.name (timm/NAME.TAG) over the "
+        "network",
+    )
     init_from_seen: Literal["unknown", "no_patients"] = Field(
         "unknown",
         description="whom weights without a record of their own (not of a run here) were trained on; no_patients: no "
@@ -306,6 +244,12 @@ class PretrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> PretrainConfig:
+        if self.init_adapt and self.init_from is None and not self.init_download:
+            raise ValueError("init_adapt changes weights that are loaded, but init_from is null")
+        if self.init_download and self.init_from is not None:
+            raise ValueError("init_download fetches timm's weights, but init_from names others; set one of them")
+        if self.init_download and not self.model.name.startswith("timm/"):
+            raise ValueError(f"init_download: only timm's weights are fetched, and model.name is {self.model.name}")
         three_d = self.model.name.endswith("_3d")
         if three_d != (self.spatial_dims == 3):
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lejepa_med.config.pretraining import ViewsConfig
+from lejepa_med.config.views import ViewsConfig
 from lejepa_med.spec import Frozen
 
 PAPER_ALPHA = 0.4

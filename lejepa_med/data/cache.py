@@ -2,7 +2,8 @@
 
     CACHE/cache.json                    format version, the PreprocessSpec of every entry, and a checksum of both
     CACHE/manifest.parquet  .sha256     one row per volume: keys, modality, sequence, shape, spacing, entry, sha256
-    CACHE/volumes/ab/ab12....npy        one array; written under a temporary name and renamed
+    CACHE/volumes/ab/ab12....npy        one array or its mask; written under a temporary name and renamed
+    CACHE/mask_labels.json              what the values of masks stand for; only where there are masks
 
 The entry's name is a hash of (series key, sizes and times of its files, settings, code version): a changed scan or
 setting is another entry, and a killed `prepare` leaves nothing half-written. Opening reads the manifest and no volume
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -27,18 +28,21 @@ from pydantic import ValidationError
 
 from lejepa_med.compute import spread
 from lejepa_med.config.compute import ComputeConfig
-from lejepa_med.data.preprocess import CODE_VERSION
+from lejepa_med.data.cache_entry import entry_name as entry_name
+from lejepa_med.data.cache_entry import entry_path as entry_path
+from lejepa_med.data.cache_entry import write_entry as write_entry
 from lejepa_med.data.stored_array import StoredArray
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
-from lejepa_med.whole_files import alone, cannot_write, is_partial, whole_file
+from lejepa_med.whole_files import alone, is_partial
 from lejepa_med.whole_files import file_digest as file_digest
 from lejepa_med.whole_files import write_atomically as write_atomically
 
 FORMAT_VERSION = 2
 COLUMNS = ("series_key", "patient_key", "study_key", "modality", "sequence", "shape", "spacing_mm", "entry", "sha256")
 """Of every manifest. Those of format 1 have no more: each of their series is a group of its own."""
-ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices", "slice_axis")
+ALL_COLUMNS = (*COLUMNS, "group_key", "bytes", "filled_slices", "slice_axis", "mask_entry", "mask_sha256")
+"""`mask_entry` and `mask_sha256` are empty where a volume has no mask."""
 _AGAIN = "run `prepare` again to rebuild it (`lejepa-med prepare INDEX --out CACHE`)"
 
 
@@ -56,13 +60,6 @@ class CachedVolume:
     def array(self) -> NDArray[np.generic]:
         """All voxels. Raises DataError if the file was cut since the volume was opened."""
         return self.stored.whole() if isinstance(self.stored, StoredArray) else self.stored
-
-
-class Written(NamedTuple):
-    """What a stored entry is checked against."""
-
-    sha256: str
-    bytes: int
 
 
 class Cache:
@@ -97,12 +94,39 @@ class Cache:
     def stored(self, series_key: str) -> StoredArray:
         """The voxels of one volume, checked when a process first asks for them. Raises DataError if damaged."""
         position = self._rows[series_key]
-        file = entry_path(self.folder, self._entries[position])
         damaged = f"cache {self.folder}: series {series_key} is missing or damaged; {_AGAIN}"
-        if self.verifies and series_key not in self._checked:
-            if not _is_whole(file, self._digests[position]):
+        return self._opened(self._entries[position], self._digests[position], damaged)
+
+    def has_mask(self, series_key: str) -> bool:
+        return bool(self.table["mask_entry"].iat[self._rows[series_key]])
+
+    def read_mask(self, series_key: str) -> NDArray[np.uint8]:
+        """Class numbers of the voxels of one volume, of its shape. Raises DataError if there are none, or damaged."""
+        if not self.has_mask(series_key):
+            raise DataError(f"cache {self.folder}: series {series_key} has no mask; `mask_entry` says which have one")
+        row = self.table.iloc[self._rows[series_key]]
+        damaged = f"cache {self.folder}: the mask of series {series_key} is missing or damaged; {_AGAIN}"
+        stored = self._opened(str(row["mask_entry"]), str(row["mask_sha256"]), damaged)
+        if stored.dtype != np.uint8 or list(stored.shape) != list(row["shape"]):
+            raise DataError(damaged)
+        return stored.whole().view(np.uint8)
+
+    def mask_labels(self) -> dict[int, str]:
+        """What the values of masks stand for, 0 first; empty if there are no masks. Raises DataError if damaged."""
+        file = self.folder / "mask_labels.json"
+        if not file.exists():
+            return {}
+        try:
+            return {int(value): str(name) for value, name in json.loads(file.read_bytes()).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise DataError(f"cache {self.folder}: mask_labels.json is damaged; {_AGAIN}") from None
+
+    def _opened(self, entry: str, digest: str, damaged: str) -> StoredArray:
+        file = entry_path(self.folder, entry)
+        if self.verifies and entry not in self._checked:
+            if not _is_whole(file, digest):
                 raise DataError(damaged)
-            self._checked.add(series_key)
+            self._checked.add(entry)
         return StoredArray.open(file, damaged)
 
     def select(self, modalities: tuple[str, ...] | None, sequences: tuple[str, ...] | None) -> pd.DataFrame:
@@ -120,13 +144,14 @@ class Cache:
     def verify(self, compute: ComputeConfig | None = None) -> Iterator[str]:
         """Series keys whose bytes are missing or not those that were written; in one process unless told otherwise."""
         compute = compute or ComputeConfig(workers=1)
-        rows = zip(self.table.series_key, self.table.entry, self.table.sha256, strict=True)
+        names = ("entry", "sha256", "mask_entry", "mask_sha256")
+        rows = zip(self.table.series_key, *(self.table[name] for name in names), strict=True)
         for batch, whole in spread(partial(_are_whole, self.folder.resolve()), rows, compute, lambda row: False):
-            yield from (key for (key, _, _), good in zip(batch, whole, strict=True) if not good)
+            yield from (row[0] for row, good in zip(batch, whole, strict=True) if not good)
 
     def strays(self) -> dict[str, list[str]]:
         """Files that the manifest does not name: `unlisted` (entries made earlier), `partial`, `other`."""
-        listed = {entry_path(self.folder, entry).name for entry in self.table.entry}
+        listed = {entry_path(self.folder, entry).name for entry in (*self.table.entry, *self.table.mask_entry)}
         found: dict[str, list[str]] = {"unlisted": [], "partial": [], "other": []}
         for file in sorted((self.folder / "volumes").rglob("*")):
             if file.is_file() and file.name not in listed:
@@ -148,6 +173,7 @@ class Cache:
             "modalities": table.modality.value_counts().to_dict(),
             "sequences": table.sequence.replace("", "unknown").value_counts().to_dict(),
             "bytes": self._bytes(),
+            "masks": int((table.mask_entry != "").sum()),
             "shapes": _quantiles(table["shape"].tolist()),
             "spacing_mm": list(self.preprocess.spacing_mm),
         }
@@ -159,8 +185,12 @@ class Cache:
         return sum(file.stat().st_size for file in files if file.exists())
 
 
-def _are_whole(folder: Path, rows: list[tuple[str, str, str]]) -> list[bool]:
-    return [_is_whole(entry_path(folder, entry), digest) for _, entry, digest in rows]
+def _are_whole(folder: Path, rows: list[tuple[str, str, str, str, str]]) -> list[bool]:
+    """Of rows (series key, entry, its checksum, mask's entry, its checksum)."""
+    return [
+        _is_whole(entry_path(folder, entry), digest) and (not mask or _is_whole(entry_path(folder, mask), mask_digest))
+        for _, entry, digest, mask, mask_digest in rows
+    ]
 
 
 def _is_whole(file: Path, digest: str) -> bool:
@@ -179,7 +209,7 @@ def _quantiles(shapes: list[Any]) -> dict[str, list[float]]:
     for sides in sorted({len(shape) for shape in shapes}, reverse=True):
         table = np.array([list(shape) for shape in shapes if len(shape) == sides])
         for name, share in _SHARES.items():
-            found[f"{sides}d {name}"] = np.quantile(table, share, axis=0).tolist()
+            found[f"{sides}d {name}"] = np.quantile(table, share, axis=0).round(1).tolist()
     return found
 
 
@@ -204,6 +234,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 def _with_unknowns(table: pd.DataFrame) -> pd.DataFrame:
     """The table with the columns that earlier versions did not know: each volume its own group, numbers -1."""
     unknowns: dict[str, Any] = {"group_key": table["series_key"], "bytes": -1, "filled_slices": -1, "slice_axis": -1}
+    unknowns |= {"mask_entry": "", "mask_sha256": ""}
     table = table.copy()
     for name, unknown in unknowns.items():
         table[name] = table.get(name, unknown)
@@ -268,38 +299,3 @@ def write_settings(folder: Path, preprocess: PreprocessSpec) -> None:
     (folder / "volumes").mkdir(parents=True, exist_ok=True)
     if existing is None or (folder / "cache.json").read_bytes() != content:
         write_atomically(folder / "cache.json", content)
-
-
-def entry_name(series_key: str, fingerprint: str, preprocess: PreprocessSpec) -> str:
-    """Address of one prepared volume."""
-    text = "\n".join((series_key, fingerprint, preprocess.key(), str(CODE_VERSION)))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def entry_path(folder: Path, entry: str) -> Path:
-    return folder / "volumes" / entry[:2] / f"{entry}.npy"
-
-
-class _Hashing:
-    """A stream that knows the checksum of what went through it."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.digest, self.size = stream, hashlib.sha256(), 0
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        self.size += len(content)
-        return int(self.stream.write(content))
-
-
-def write_entry(folder: Path, entry: str, array: NDArray[np.generic]) -> Written:
-    """Stores one array atomically; several processes may write the same entry."""
-    path = entry_path(folder, entry)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    with whole_file(path) as stream:
-        hashing = _Hashing(stream)
-        np.save(hashing, array, allow_pickle=False)
-    return Written(hashing.digest.hexdigest(), hashing.size)

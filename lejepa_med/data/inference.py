@@ -29,6 +29,8 @@ class Windows:
     images: Float[Tensor, "window channel *size"]
     starts: Float[Tensor, "window axis"]
     extent: tuple[int, ...]
+    are_slices: bool = False
+    """Whether each window is a slice of a volume."""
 
 
 def to_unit(
@@ -87,7 +89,7 @@ def _slices(image: Float[Tensor, "channel a b c"], spec: InferenceSpec) -> Windo
                 pieces.append(centred(piece, spec.window))
     if not pieces:
         pieces = [centred(image[..., image.shape[-1] // 2], spec.window)]
-    return Windows(torch.stack(pieces), torch.zeros(len(pieces), 2), tuple(spec.window))
+    return Windows(torch.stack(pieces), torch.zeros(len(pieces), 2), tuple(spec.window), are_slices=True)
 
 
 def centred(image: Float[Tensor, " channel *spatial"], size: tuple[int, ...]) -> Float[Tensor, " channel *out"]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -22,6 +23,7 @@ from lejepa_med.config.pretraining import DataConfig
 from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.errors import DataError, UserError
 
+_KILLED = -9  # the exit code of a process that SIGKILL ended
 T = TypeVar("T")
 Fed = tuple[int, Batch, float]
 """A step, its batch on the device, and the seconds that the loop waited for it."""
@@ -119,6 +121,9 @@ def _default_on_child_death() -> Generator[None, None, None]:
 
     Without, the loader finds the dead worker when it waits for a batch: a place where the errors of ranks are agreed.
     """
+    if sys.platform == "win32":
+        yield
+        return
     try:
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     except ValueError:  # not the main thread: torch has not set it from here either
@@ -147,9 +152,9 @@ def _unpacked(made: Iterator[list[Batch] | UserError], config: DataConfig) -> It
             return
         except Exception:
             codes = [worker.exitcode for worker in getattr(made, "_workers", ())]
-            if -signal.SIGKILL not in codes:
+            if _KILLED not in codes:
                 raise
-            raise _killed(1 + codes.index(-signal.SIGKILL), config) from None
+            raise _killed(1 + codes.index(_KILLED), config) from None
         if isinstance(batches, UserError):
             raise batches
         yield from batches

@@ -1,40 +1,44 @@
-"""From an index to a cache: every used series is read, preprocessed and stored once; what fails is a row, not a crash.
+"""From an index or a published layout to a cache: every used series is read, preprocessed and stored once.
+
+What fails is a row, not a crash.
 
 CACHE/manifest.parquet   what is there (see `cache`)
 CACHE/failures.csv       series_key, reason of what could not be prepared
 CACHE/filled/ENTRY       how many slices of this entry are interpolated; only where there are any, written before it
+CACHE/private            of a layout that is no index: paths and salt (see `collections.store`)
 
 It runs in processes or on a cluster, is run again after a kill, and may run twice at once into one cache.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 
 from lejepa_med.compute import spread
 from lejepa_med.config import PrepareConfig
+from lejepa_med.config.preparing import CollectionKind, SourceConfig
 from lejepa_med.data import cache as cache_store
+from lejepa_med.data.collections import recognise, store
+from lejepa_med.data.collections.item import Collection
 from lejepa_med.data.files.own_output import check_out
-from lejepa_med.data.preprocess import prepare_volume
+from lejepa_med.data.preparing_series import SourcePlace, manifest_row, prepare_batch
 from lejepa_med.data.reading import Archive
-from lejepa_med.data.volume import Volume
 from lejepa_med.errors import DataError
 from lejepa_med.spec import PreprocessSpec
-from lejepa_med.whole_files import DiskError, remove_abandoned, write_atomically
+from lejepa_med.whole_files import remove_abandoned, write_atomically
 
-_BATCH = 4  # series handed to a process at a time
+_BATCH, _BATCH_OF_ARRAYS = 4, 256  # series handed to a process at a time
 _VOLUME_S = 1800.0  # a decoder that takes longer hangs
-_CLEARLY_WIDER = 1.5  # a voxel side that says which way the slices were cut
 _DIED = "the process that prepared it died: too little memory, or a decoder that crashed or never ended"
-_DEFECT = "it could not be prepared, by a defect of lejepa-med; please report it"
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, the number of things done and their total."""
@@ -52,32 +56,105 @@ class PrepareSummary:
 
 
 def prepare(
-    index_dir: Path,
+    source: Path,
     out: Path,
     config: PrepareConfig,
     progress: Progress = lambda stage, done, total: None,
     warn: Callable[[str], None] = lambda sentence: None,
 ) -> PrepareSummary:
-    """Prepares every accepted and flagged series; run again after a kill, it goes on where it was.
+    """Prepares every accepted and flagged series of an index, or every image of a published layout.
+
+    Run again after a kill, it goes on where it was.
 
     Raises:
-        DataError: `out` holds other files, the cache was made with other settings, no series is left (the modalities
-            found are named), or the disk is full.
+        DataError: `source` is neither or not as it should be, `out` holds other files, the cache was made with other
+            settings, no series is left (the modalities found are named), or the disk is full.
     """
-    rows, left_out = _chosen(Archive.open(index_dir).rows(), config)
+    collection = _collection(source, config.source)
+    found = Archive.open(source).rows() if collection is None else store.rows_of(collection)
+    rows, left_out = _chosen(found, config)
     check_out("prepare", out, "cache")
     cache_store.write_settings(out, config.preprocess)
     remove_abandoned([out, out / "filled", *(out / "volumes").glob("??")])
-    checksums = _checksums(out)
-    rows["known"] = [checksums.get(str(key), "") for key in rows["series_key"]]
+    unusable: list[dict[str, Any]] = []
+    if collection is None:
+        place, keys = SourcePlace.of(source, is_collection=False), None
+    else:
+        left_out = {**collection.left_out, **left_out}
+        keys = store.Keys(out, config.source.salt)
+        rows, unusable = _with_keys(rows, collection, keys)
+        store.write_private_tables(out / "private", collection, rows.to_dict("records"))
+        place = SourcePlace.of(out / "private", is_collection=True)
+    done = [*unusable, *_prepared(rows, place, out, config, progress, warn)]
+    table, counts = _accounted(done, out)
+    if collection is not None and keys is not None:
+        _publish_masks(out, table, collection)
+        store.write_labels(out, collection, keys, dict(zip(table["series_key"], table["patient_key"], strict=True)))
+    cache_store.publish_manifest(out, table.sort_values("series_key"))
+    return PrepareSummary(len(done) + sum(left_out.values()), len(table), int(table["reused"].sum()), counts, left_out)
+
+
+def _collection(source: Path, settings: SourceConfig) -> Collection | None:
+    """The items of a published layout; None for an index. Raises DataError for what is neither."""
+    if recognise.is_index(source):
+        return None
+    if not source.exists():
+        raise DataError(f"{source}: does not exist; expected a folder written by `index`, or a published collection")
+    layout = recognise.layout_of(source, settings)
+    if layout is None:
+        kinds = ", ".join(get_args(CollectionKind))
+        raise DataError(
+            f"{source}: expected a folder written by `index`, or a collection laid out as one of {kinds}; "
+            f"run `lejepa-med index {source} --out INDEX` first, or name the layout: source.kind=..."
+        )
+    return recognise.read(source, layout, settings)
+
+
+def _with_keys(
+    rows: pd.DataFrame, collection: Collection, keys: store.Keys
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The rows with their keys, and those of items that are known to be unusable.
+
+    Raises:
+        DataError: two images of a layout have one name.
+    """
+    named = pd.DataFrame([keys.of(collection.items[item]) for item in rows["item"]])
+    rows = rows.drop(columns=["series_key", "group_key"]).join(named)
+    if rows["series_key"].duplicated().any():
+        raise DataError(f"{collection.kind}: {int(rows['series_key'].duplicated().sum())} images are listed twice")
+    bad = [item for item in collection.items if item.problem]
+    unusable = [manifest_row(dict(keys.of(item))) | {"reason": item.problem, "reused": False} for item in bad]
+    return rows.assign(group_key=rows["series_key"]), unusable
+
+
+def _prepared(
+    rows: pd.DataFrame,
+    place: SourcePlace,
+    out: Path,
+    config: PrepareConfig,
+    progress: Progress,
+    warn: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """A manifest row of every series. Raises DataError if the disk is full."""
+    entries, masks = _checksums(out)
+    rows = rows.assign(
+        known=[entries.get(str(key), "") for key in rows["series_key"]],
+        known_mask=[masks.get(str(key), "") for key in rows["series_key"]],
+    )
     _warn_of_little_space(rows[rows["known"] == ""], out, config.preprocess, warn)
-    work = partial(_prepare_batch, index_dir.resolve(), out.resolve(), config.preprocess)
+    work = partial(prepare_batch, place, out.resolve(), config.preprocess)
+    batch = _BATCH_OF_ARRAYS if "as_is" in rows and rows["as_is"].all() else _BATCH
     done: list[dict[str, Any]] = []
-    for _, results in spread(work, rows.to_dict("records"), config.compute, _lost, _BATCH, _VOLUME_S):
+    for _, results in spread(work, rows.to_dict("records"), config.compute, _lost, batch, _VOLUME_S):
         if disk := next((result["disk"] for result in results if "disk" in result), ""):
             raise DataError(f"cache {out}: {disk}")
         done += results
         progress("volumes", len(done), len(rows))
+    return done
+
+
+def _accounted(done: list[dict[str, Any]], out: Path) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The rows of what was prepared, and how many failed for which reason; `failures.csv` names those."""
     table = pd.DataFrame(done)
     failed = table[table["reason"] != ""]
     table = table[table["reason"] == ""]
@@ -85,9 +162,20 @@ def prepare(
     write_atomically(out / "failures.csv", failures.encode())
     counts = _counts(failed["reason"].str.split(":").str[0])  # numbers of single series come after a colon
     if table.empty:
-        raise DataError(f"prepare: none of {len(rows)} series could be prepared ({', '.join(sorted(counts))})")
-    cache_store.publish_manifest(out, table.sort_values("series_key"))
-    return PrepareSummary(len(done) + sum(left_out.values()), len(table), int(table["reused"].sum()), counts, left_out)
+        raise DataError(f"prepare: none of {len(done)} series could be prepared ({', '.join(sorted(counts))})")
+    return table, counts
+
+
+def _publish_masks(out: Path, table: pd.DataFrame, collection: Collection) -> None:
+    """`mask_labels.json`: what the layout says of values, and a name for each that it does not."""
+    if not (table["mask_entry"] != "").any():
+        return
+    found = {int(value) for values in table["mask_values"] for value in values}
+    names = (
+        {0: "background"} | {value: f"label {value}" for value in sorted(found - {0})} | dict(collection.mask_labels)
+    )
+    content = json.dumps({str(value): names[value] for value in sorted(names)}, indent=1, ensure_ascii=False)
+    write_atomically(out / "mask_labels.json", content.encode())
 
 
 def _chosen(rows: pd.DataFrame, config: PrepareConfig) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -117,15 +205,17 @@ def _groups(rows: pd.DataFrame) -> pd.Series[Any]:
     return rows["group_key"].where(rows["group_key"].fillna("") != "", rows["series_key"])
 
 
-def _checksums(out: Path) -> dict[str, str]:
-    """Entry and SHA-256 of every series of an earlier `prepare` into the same cache."""
+def _checksums(out: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Entry and SHA-256 of every series, and of every mask, of an earlier `prepare` into the same cache."""
     if not (out / "manifest.parquet").exists():
-        return {}
+        return {}, {}
     try:
         table = cache_store.read_manifest(out)
     except DataError:
-        return {}
-    return dict(zip(table["series_key"], table["entry"] + " " + table["sha256"], strict=True))
+        return {}, {}
+    keys = table["series_key"]
+    entries = dict(zip(keys, table["entry"] + " " + table["sha256"], strict=True))
+    return entries, dict(zip(keys, table["mask_entry"] + " " + table["mask_sha256"], strict=True))
 
 
 def _counts(words: pd.Series[Any]) -> dict[str, int]:
@@ -144,6 +234,8 @@ def _warn_of_little_space(rows: pd.DataFrame, out: Path, spec: PreprocessSpec, w
 
 def _stored_bytes(row: dict[Any, Any], spec: PreprocessSpec) -> float:
     """The most that a series can take in the cache, by the shape and spacing that the index knows."""
+    if not row["shape"]:  # not known before it is read
+        return 0.0
     if row["modality"] == "image":
         return float(spec.image_size**2)
     sides, spacing = (np.array(str(row[name]).split(";"), dtype=float) for name in ("shape", "spacing_mm"))
@@ -151,93 +243,5 @@ def _stored_bytes(row: dict[Any, Any], spec: PreprocessSpec) -> float:
     return voxels * (2 if row["modality"] == "ct" else 1)
 
 
-def _slice_axis(row: dict[Any, Any]) -> int:
-    """The axis (R, A or S) along which the slices of a scan lie; -1 where its voxels do not tell."""
-    spacing = [float(side) for side in str(row["spacing_mm"]).split(";") if side]
-    if len(spacing) != 3 or len(str(row["orientation"])) != 3:
-        return -1
-    widest = max(range(3), key=spacing.__getitem__)
-    if spacing[widest] < _CLEARLY_WIDER * sorted(spacing)[1]:
-        return -1
-    return next(axis for axis, ends in enumerate(("RL", "AP", "SI")) if str(row["orientation"])[widest] in ends)
-
-
 def _lost(row: dict[Any, Any]) -> dict[str, Any]:
-    return _result(row) | {"entry": "", "reason": _DIED, "reused": False}
-
-
-def _result(row: dict[Any, Any]) -> dict[str, Any]:
-    return {name: row.get(name, "") for name in cache_store.ALL_COLUMNS} | {"reason": ""}
-
-
-@lru_cache(maxsize=1)
-def _archive(index_dir: Path, stamp: int) -> Archive:
-    """The index, opened once per process and version."""
-    return Archive.open(index_dir)
-
-
-def _prepare_batch(
-    index_dir: Path, out: Path, preprocess: PreprocessSpec, rows: list[dict[Any, Any]]
-) -> list[dict[str, Any]]:
-    archive = _archive(index_dir, (index_dir / "series.parquet").stat().st_mtime_ns)
-    return [_prepare_one(archive, row, out, preprocess) for row in rows]
-
-
-def _prepare_one(archive: Archive, row: dict[Any, Any], out: Path, preprocess: PreprocessSpec) -> dict[str, Any]:
-    """A manifest row; `reason` is empty unless it failed. No message of another library is passed on."""
-    key = str(row["series_key"])
-    result = _result(row) | {"entry": "", "reused": False}
-    try:
-        entry = cache_store.entry_name(key, archive.fingerprint(key), preprocess)
-        shape, written = _known(out, entry, row["known"]), None
-        if shape is None:
-            volume = archive.read(key)
-            prepared = prepare_volume(Volume(volume.array, volume.affine, row["modality"]), preprocess)
-            _write_filled(out, entry, volume.filled_slices)
-            del volume
-            shape, written = prepared.array.shape, cache_store.write_entry(out, entry, prepared.array)
-        else:
-            result["reused"] = True
-        result["filled_slices"] = _filled(out, entry)
-        path = cache_store.entry_path(out, entry)
-        digest, size = written or (cache_store.file_digest(path), path.stat().st_size)
-    except DiskError as error:
-        return result | {"reason": "disk", "disk": error.reason}
-    except DataError as error:
-        return result | {"reason": str(error).removeprefix(f"series {key}: ")}
-    except MemoryError:
-        return result | {"reason": "too large for the memory of this machine"}
-    except Exception:
-        return result | {"reason": _DEFECT}
-    spacing = None if row["modality"] == "image" else list(preprocess.spacing_mm)
-    result["slice_axis"] = _slice_axis(row)
-    return result | {"entry": entry, "shape": list(shape), "spacing_mm": spacing, "sha256": digest, "bytes": size}
-
-
-def _write_filled(out: Path, entry: str, slices: int) -> None:
-    """A trace that a kill leaves too: the manifest comes only at the end."""
-    file = out / "filled" / entry
-    if slices:
-        file.parent.mkdir(exist_ok=True)
-        write_atomically(file, str(slices).encode())
-    else:
-        file.unlink(missing_ok=True)
-
-
-def _filled(out: Path, entry: str) -> int:
-    try:
-        return int((out / "filled" / entry).read_bytes())
-    except (OSError, ValueError):
-        return 0
-
-
-def _known(out: Path, entry: str, known: str) -> tuple[int, ...] | None:
-    """The shape of an entry that is there and, where its checksum is known, as it was written; else None."""
-    path = cache_store.entry_path(out, entry)
-    known_entry, _, checksum = known.partition(" ")
-    try:
-        if known_entry == entry and cache_store.file_digest(path) != checksum:
-            return None
-        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape)
-    except (OSError, ValueError, EOFError, SyntaxError, OverflowError):
-        return None
+    return manifest_row(row) | {"entry": "", "reason": _DIED, "reused": False}

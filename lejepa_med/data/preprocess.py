@@ -123,12 +123,17 @@ def _prepare_image(volume: Volume, spec: PreprocessSpec) -> Prepared:
     low, high = float(array.min()), float(array.max())
     if not np.isfinite(array).all() or low == high:
         raise DataError("the image is constant or holds values that are not finite")
-    scale = spec.image_size / max(array.shape)
-    size = tuple(max(1, round(side * scale)) for side in array.shape)
     unit = array / 255.0 if volume.array.dtype == np.uint8 else (array - low) / (high - low)
+    size, corner = canvas_place(array.shape, spec.image_size)
     picture = Image.fromarray(unit.astype(np.float32)).resize(size[::-1], Image.Resampling.BILINEAR)
     canvas = np.zeros((spec.image_size, spec.image_size), dtype=np.uint8)
-    corner = tuple((spec.image_size - side) // 2 for side in size)
     values = np.round(np.clip(np.asarray(picture), 0, 1) * 255).astype(np.uint8)
     canvas[corner[0] : corner[0] + size[0], corner[1] : corner[1] + size[1]] = values
     return Prepared(canvas, None, np.eye(4), "image")
+
+
+def canvas_place(shape: tuple[int, ...], side: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of a picture whose longer side becomes `side` pixels, and its corner in the middle of a square of that."""
+    scale = side / max(shape)
+    rows, columns = (max(1, round(length * scale)) for length in shape)
+    return (rows, columns), ((side - rows) // 2, (side - columns) // 2)

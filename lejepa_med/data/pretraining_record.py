@@ -42,7 +42,7 @@ def record_of(source: Source, init_from: Path | None, init_from_seen: str = "unk
 
 def _ancestors(init_from: Path) -> pd.DataFrame:
     """All that a run's record says, if the weights are a run's; one `unknown` row else (exports and bare files)."""
-    folder = init_from.parent if init_from.name == "backbone.safetensors" else init_from
+    folder = init_from.parent if init_from.name in ("backbone.safetensors", "model.safetensors") else init_from
     if not (folder / FILE).is_file():
         return pd.DataFrame([["", "", "unknown"]], columns=[*_KEYS, "origin"])
     table = read_record(folder)[[*_KEYS, "origin"]]

@@ -17,7 +17,7 @@ import torch
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.sources import CacheSource, ListSource, Source, Voxels, Where
 from lejepa_med.errors import DataError
-from lejepa_med.machine import examine
+from lejepa_med.machine import examine, total_memory
 
 _HOST_SHARE, _DEVICE_SHARE = 0.5, 0.3
 """Of the free memory: the rest is left to batches and to other work, and on a device to the network."""
@@ -116,5 +116,5 @@ def free_host_bytes() -> int:
     Ranks on one machine share it.
     """
     free = examine().memory_free
-    known = free if free is not None else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    known = free if free is not None else total_memory() // 2
     return known // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # each rank of a machine holds a copy

@@ -80,9 +80,10 @@ class StoredArray:
         done = 0
         try:
             with self.path.open("rb", buffering=0) as stream:
+                stream.seek(offset)
                 while done < len(buffer):
-                    got = os.preadv(stream.fileno(), [buffer[done:]], offset + done)
-                    if got == 0:
+                    got = stream.readinto(buffer[done:])
+                    if not got:
                         raise EOFError
                     done += got
         except (OSError, EOFError):

@@ -1,22 +1,25 @@
 """Intervals by drawing patients with replacement (Efron 1979), the same draws for both sides of a comparison.
 
 The predictions of several label seeds on the same test patients are scored per seed and averaged within each draw.
-The interval speaks about test patients; the seeds' spread is inside the mean and is shown on its own.
+The interval speaks about test patients and, where an arm has several pretrainings, about these; the label seeds' spread
+is inside the mean and is shown on its own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from lejepa_med.evaluation.metrics import Array, Metric
 
 _VALUES_PER_CHUNK = 4_000_000
-
-
+DRAWS = 2000
 MIN_PATIENTS = 10
 """Test patients below which no interval is given."""
 
@@ -29,24 +32,25 @@ class Interval:
     low: float
     high: float
 
+    def within(self, low: float, high: float) -> Interval:
+        """Its ends cut where no value can be, beyond which the normal part that stands for repeats may reach."""
+        return Interval(self.value, float(np.clip(self.low, low, high)), float(np.clip(self.high, low, high)))
+
 
 def bootstrap(
     truth: NDArray[np.generic],
     prediction: Sequence[Array],
     groups: Sequence[str],
     metric: Metric,
-    draws: int = 2000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
     """Mean metric over label seeds (`prediction`: one score array per seed) with its interval over patients.
 
     With fewer than `MIN_PATIENTS` patients the ends are NaN: so few cannot stand for others.
     """
-    value = _mean_over_seeds(truth, prediction, metric, np.ones((1, len(truth))))[0]
-    if len(set(groups)) < MIN_PATIENTS:
-        return Interval(float(value), float("nan"), float("nan"))
-    sample = [_mean_over_seeds(truth, prediction, metric, w) for w in patient_draws(groups, draws, seed)]
-    return _interval(float(value), np.concatenate(sample))
+    drawn = [draw_metric(truth, one, groups, metric, draws, seed) for one in prediction]
+    return mean_of(drawn).interval
 
 
 def paired_bootstrap(
@@ -55,19 +59,142 @@ def paired_bootstrap(
     prediction_b: Sequence[Array],
     groups: Sequence[str],
     metric: Metric,
-    draws: int = 2000,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> Interval:
     """Metric of a minus metric of b, on the same draws of patients; as `bootstrap` below `MIN_PATIENTS`."""
-    ones = np.ones((1, len(truth)))
-    value = _mean_over_seeds(truth, prediction_a, metric, ones) - _mean_over_seeds(truth, prediction_b, metric, ones)
+    first, second = (
+        mean_of([draw_metric(truth, one, groups, metric, draws, seed) for one in prediction])
+        for prediction in (prediction_a, prediction_b)
+    )
+    return (first - second).interval
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What drawing the repeats of an arm adds to each draw of patients, and its degrees of freedom."""
+
+    deviation: Array
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A statistic: its value, and what it is on every draw of patients (nothing with too few patients).
+
+    Statistics of the same patients and seed share their draws: sums and differences are those of paired values.
+    `repeats`: one for each arm in it that has several pretrainings.
+    """
+
+    value: float
+    draws: Array
+    repeats: tuple[Repeats, ...] = ()
+
+    def __sub__(self, other: Drawn) -> Drawn:
+        turned = tuple(Repeats(-one.deviation, one.freedom) for one in other.repeats)
+        return Drawn(self.value - other.value, self.draws - other.draws, self.repeats + turned)
+
+    @cached_property
+    def usable(self) -> Array:
+        """Draws of patients and repeats that have a value.
+
+        Few repeats know their own spread badly. With variances V of patients and V_i of repeats, whose quantiles of
+        Student's t are t_i, deviations of repeats are stretched until the whole is as wide as the mean quantile
+        (V z + sum V_i t_i) / (V + sum V_i) asks for (Cochran & Cox 1950), which errs on the wide side.
+        """
+        if not self.repeats:
+            return self.draws[np.isfinite(self.draws)]
+        finite = np.isfinite(self.draws) & np.isfinite(np.stack([one.deviation for one in self.repeats])).all(0)
+        patients, parts = self.draws[finite], [one.deviation[finite] for one in self.repeats]
+        own = sum(float(part.var()) for part in parts) if finite.any() else 0.0
+        if own <= 1e-18:
+            return patients
+        total = own + float(patients.var())
+        normal = stats.norm.ppf(0.975)
+        wide = [
+            stats.t.ppf(0.975, one.freedom) / normal * part.var() for part, one in zip(parts, self.repeats, strict=True)
+        ]
+        ratio = (total - own + float(np.sum(wide))) / total
+        stretch = math.sqrt(max(1.0, (ratio**2 * total - (total - own)) / own))
+        return np.asarray(patients + stretch * np.sum(parts, axis=0))
+
+    @property
+    def interval(self) -> Interval:
+        """From the 2.5th to the 97.5th percentile of the draws that have a value."""
+        return _interval(self.value, self.usable)
+
+    @property
+    def p(self) -> float:
+        """Two-sided: twice the share of draws on the rarer side of 0, of B + 1 with the data themselves; at most 1.
+
+        NaN where there are no draws.
+        """
+        usable = self.usable
+        if not len(usable):
+            return float("nan")
+        rarer = min((usable <= 0).sum(), (usable >= 0).sum())
+        return min(1.0, 2 * float(rarer + 1) / (len(usable) + 1))
+
+
+def draw_metric(
+    truth: NDArray[np.generic],
+    prediction: Array,
+    groups: Sequence[str],
+    metric: Metric,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Drawn:
+    """A metric of one prediction; no draws with fewer than `MIN_PATIENTS` patients."""
+    value = float(metric(truth, prediction, np.ones((1, len(truth))))[0])
     if len(set(groups)) < MIN_PATIENTS:
-        return Interval(float(value[0]), float("nan"), float("nan"))
-    sample = [
-        _mean_over_seeds(truth, prediction_a, metric, w) - _mean_over_seeds(truth, prediction_b, metric, w)
-        for w in patient_draws(groups, draws, seed)
-    ]
-    return _interval(float(value[0]), np.concatenate(sample))
+        return Drawn(value, np.empty(0))
+    few = draws * len(groups) <= _VALUES_PER_CHUNK
+    weights = (_kept_draws(tuple(groups), draws, seed),) if few else patient_draws(groups, draws, seed)
+    return Drawn(value, np.concatenate([metric(truth, prediction, w) for w in weights]))
+
+
+@lru_cache(maxsize=2)
+def _kept_draws(groups: tuple[str, ...], draws: int, seed: int) -> Array:
+    """The single piece of `patient_draws`: the next cell of a task asks for it again."""
+    (piece,) = patient_draws(groups, draws, seed)
+    piece.setflags(write=False)
+    return piece
+
+
+def mean_of(parts: Sequence[Drawn], weights: Sequence[float] | None = None) -> Drawn:
+    """Their mean, or their sum with these weights, draw by draw; all of one arm, whose repeats are drawn once."""
+    share = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights)
+    draws = np.stack([part.draws for part in parts])
+    repeats = tuple(
+        Repeats(np.asarray(share @ np.stack([one.deviation for one in same])), min(one.freedom for one in same))
+        for same in zip(*(part.repeats for part in parts), strict=True)
+    )
+    return Drawn(float(share @ [part.value for part in parts]), np.asarray(share @ draws), repeats)
+
+
+def over_repeats(repeats: Sequence[Drawn], seed: int) -> Drawn:
+    """Mean over independent repeats (pretraining seeds), drawing the repeats as well as the patients.
+
+    R repeats drawn from themselves give few different means, which vary too little. Instead each repeat's deviation is
+    multiplied by a normal number (multiplier bootstrap), and their sum has the variance of a mean of R.
+    """
+    mean, count = mean_of(repeats), len(repeats)
+    if count == 1 or not len(mean.draws):
+        return mean
+    generator = np.random.default_rng(seed)
+    multipliers = generator.normal(size=(count, len(mean.draws))) / math.sqrt(count * (count - 1))
+    deviation = (multipliers * (np.stack([repeat.draws for repeat in repeats]) - mean.draws)).sum(0)
+    return Drawn(mean.value, mean.draws, (Repeats(deviation, count - 1),))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values adjusted for being looked at together (Holm 1979); NaN stay, and do not count."""
+    values = np.asarray(p, dtype=np.float64)
+    adjusted, known = np.full(len(values), np.nan), np.flatnonzero(np.isfinite(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    steps = values[order] * (len(order) - np.arange(len(order)))
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0) if len(order) else steps
+    return [float(value) for value in adjusted]
 
 
 def patient_draws(groups: Sequence[str], draws: int, seed: int) -> Iterator[Array]:
@@ -81,12 +208,7 @@ def patient_draws(groups: Sequence[str], draws: int, seed: int) -> Iterator[Arra
         yield counts[:, member].astype(np.float64)
 
 
-def _mean_over_seeds(truth: NDArray[np.generic], predictions: Sequence[Array], metric: Metric, weights: Array) -> Array:
-    return np.asarray(np.mean([metric(truth, prediction, weights) for prediction in predictions], axis=0))
-
-
-def _interval(value: float, sample: Array) -> Interval:
-    usable = sample[np.isfinite(sample)]
+def _interval(value: float, usable: Array) -> Interval:
     if not len(usable):
         return Interval(value, float("nan"), float("nan"))
     low, high = np.quantile(usable, [0.025, 0.975])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
@@ -47,13 +48,14 @@ def pixel_features(
 
 
 def shape_features(
-    config: ShapeEncoder, cache: Cache, series: Sequence[str], progress: Callable[[int], None] | None = None
+    config: ShapeEncoder, cache: Cache, table: pd.DataFrame, progress: Callable[[int], None] | None = None
 ) -> NDArray[np.float32]:
-    """Sides of the prepared box in mm, spacing, and (unless off) the distribution of intensities outside air."""
-    rows = []
+    """Sides of the prepared box in mm and spacing; unless off, header and the distribution of intensities."""
+    rows, series = [], table["series_key"].tolist()
+    header = header_features(table) if config.header else np.zeros((len(series), 0))
     for number, key in enumerate(series):
         volume = cache.read(key)
-        row = [*_side_mm(volume), *(volume.spacing_mm or ())]
+        row = [*_side_mm(volume), *(volume.spacing_mm or ()), *header[number]]
         if config.intensity:
             values = to_unit(volume.array, volume.modality, _CT_WINDOW).flatten()
             body = values[values > _AIR]
@@ -63,6 +65,21 @@ def shape_features(
         if progress is not None:
             progress(number + 1)
     return np.asarray(rows, dtype=np.float32)
+
+
+def header_features(table: pd.DataFrame) -> NDArray[np.float64]:
+    """What a cache knows of how each series was scanned, `[row, number]`: slices, and which modality, sequence and
+    slice axis it is (one column each, where there are several); what no series knows is left out.
+    """
+    columns = []
+    slices = table.get("filled_slices")
+    if slices is not None and bool((slices >= 0).any()):
+        columns.append(slices.to_numpy(dtype=np.float64))
+    for name in ("modality", "sequence", "slice_axis"):
+        values = table[name].astype(str) if name in table else pd.Series(dtype=str)
+        present = sorted(values.unique())
+        columns += [(values == one).to_numpy(dtype=np.float64) for one in present] if len(present) > 1 else []
+    return np.stack(columns, axis=1) if columns else np.zeros((len(table), 0))
 
 
 def _side_mm(volume: CachedVolume) -> NDArray[np.float64]:

@@ -1,54 +1,47 @@
-"""From an encoder of the config to frozen features, kept on disk, or to a backbone that can be fine-tuned.
-
-    OUT/features/<name>.npz    features [row, feature], series_key, patient_key, encoder, key
-
-`key` is a hash of what the features depend on: weights, settings, the prepared volumes and, where something is fitted
-(principal components, BatchNorm statistics of fresh weights), the training rows. Another key means computing anew.
-"""
+"""What an encoder of the config is: its methods, its weights, and the network that fine-tuning starts from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from lejepa_med.backbones import Backbone, build
-from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config.evaluation import (
+    BenchmarkConfig,
     EncoderConfig,
-    PixelsEncoder,
     RandomEncoder,
     RunEncoder,
     ScratchEncoder,
-    ShapeEncoder,
     Timm2dEncoder,
-    slug,
 )
 from lejepa_med.config.pretraining import ModelConfig
 from lejepa_med.data.cache import Cache, file_digest
 from lejepa_med.data.inference import windows
 from lejepa_med.errors import UserError, WeightsError
-from lejepa_med.evaluation.controls import pixel_features, shape_features
-from lejepa_med.evaluation.device import use_bf16
-from lejepa_med.evaluation.features import extract_features
-from lejepa_med.evaluation.slices import load_timm2d, slice_features
-from lejepa_med.evaluation.window_store import WindowStore
-from lejepa_med.spec import InferenceSpec, Spec
+from lejepa_med.evaluation.classifier import Colouring
+from lejepa_med.evaluation.slices import colour_input, load_timm2d, plane_slices
+from lejepa_med.evaluation.window_store import Cutter
+from lejepa_med.spec import Frozen, InferenceSpec, Spec
 from lejepa_med.weights import find_weights, load_backbone, read_description
 
-_FEATURES_VERSION = 1
-_NORM_VOLUMES = 128
-_NORM_BATCH = 16
-Progress = Callable[[int], None]
 FROZEN = ("run", "random", "pixels", "shape", "timm2d")
-FINETUNED = ("run", "scratch")
+WITH_TOKENS = ("run", "random", "timm2d")
+FINETUNED = ("run", "timm2d", "scratch")
+ADAPTED = ("run", "timm2d")
+SEGMENTED = ("run", "random")
+FINETUNING = ("finetune", "lora")
+"""Methods that train the network, or adapters in it."""
+SEGMENTING = ("segment_linear", "segment_decoder", "segment_finetune")
+"""Methods of segmentation tasks, and of no others."""
+TRAINING = (*FINETUNING, *SEGMENTING)
+"""Methods that need no frozen features, and take minutes a cell."""
 
 
 class NoWeightsError(UserError):
@@ -57,8 +50,21 @@ class NoWeightsError(UserError):
 
 def methods_of(encoder: EncoderConfig) -> tuple[str, ...]:
     """The methods that an encoder takes part in."""
-    frozen = ("linear", "knn") if encoder.kind in FROZEN else ()
-    return (*frozen, "finetune") if encoder.kind in FINETUNED else frozen
+    kinds = {"linear": FROZEN, "knn": FROZEN, "attention": WITH_TOKENS, "finetune": FINETUNED, "lora": ADAPTED}
+    kinds |= {"segment_linear": SEGMENTED, "segment_decoder": SEGMENTED, "segment_finetune": ("run", "scratch")}
+    return tuple(method for method, those in kinds.items() if encoder.kind in those)
+
+
+def recipe_of(config: BenchmarkConfig, method: str) -> dict[str, Any]:
+    """The settings that a method's results depend on, for the identity of its cells."""
+    recipes: dict[str, tuple[Frozen, ...]] = {
+        "attention": (config.attention,),
+        "finetune": (config.finetune,),
+        "lora": (config.finetune, config.lora),
+    }
+    recipes |= dict.fromkeys(SEGMENTING, (config.segmentation,))
+    used: tuple[Frozen, ...] = recipes.get(method, (config.probe,))
+    return {type(recipe).__name__: recipe.model_dump(mode="json") for recipe in used}
 
 
 def require_weights(encoder: EncoderConfig, position: int) -> None:
@@ -91,70 +97,6 @@ def table_digest(table: pd.DataFrame) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def frozen_features(
-    encoder: EncoderConfig,
-    cache: Cache,
-    table: pd.DataFrame,
-    fit: NDArray[np.bool_],
-    folder: Path,
-    device: torch.device,
-    progress: Progress | None = None,
-) -> NDArray[np.float32]:
-    """Features of the rows of `table`, from `folder` or computed; `fit` are the rows that anything is fitted on."""
-    settings = encoder.model_dump(mode="json", exclude={"name", "path", "like", "weights"})
-    text = json.dumps([_FEATURES_VERSION, settings, weights_digest(encoder), table_digest(table), fit.tolist()])
-    key = hashlib.sha256(text.encode()).hexdigest()
-    file = folder / f"{slug(encoder.name)}.npz"
-    if file.exists():
-        with np.load(file, allow_pickle=False) as stored:
-            if str(stored["key"]) == key:
-                return np.asarray(stored["features"])
-    features = _compute(encoder, cache, table, fit, device, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{file.name}.partial.npz"
-    np.savez(
-        temporary,
-        features=features,
-        series_key=table["series_key"].to_numpy(dtype=str),
-        patient_key=table["patient_key"].to_numpy(dtype=str),
-        encoder=np.array(encoder.name),
-        key=np.array(key),
-    )
-    temporary.replace(file)
-    return features
-
-
-def _compute(
-    encoder: EncoderConfig,
-    cache: Cache,
-    table: pd.DataFrame,
-    fit: NDArray[np.bool_],
-    device: torch.device,
-    progress: Progress | None,
-) -> NDArray[np.float32]:
-    series = table["series_key"].tolist()
-    volumes = (cache.read(key) for key in series)
-    bf16 = device.type == "cuda" and use_bf16("auto", device)
-    match encoder:
-        case PixelsEncoder():
-            return pixel_features(encoder, cache, series, fit, progress)
-        case ShapeEncoder():
-            return shape_features(encoder, cache, series, progress)
-        case Timm2dEncoder():
-            return slice_features(load_timm2d(encoder), volumes, encoder, device, bf16, progress)
-        case RunEncoder():
-            backbone = load_backbone(encoder.path)
-        case RandomEncoder():
-            backbone = fresh_backbone(encoder.like, encoder.seed).to(device)
-            fitted = [key for key, used in zip(series, fit, strict=True) if used]
-            reestimate_batchnorm(backbone, _norm_batches(cache, fitted, inference_of(backbone)))
-        case ScratchEncoder():
-            raise UserError(f"encoder {encoder.name}: fresh weights have no frozen features; use kind: random")
-    return extract_features(
-        backbone, volumes, inference_of(backbone), device=device, autocast=bf16, progress=progress
-    ).astype(np.float32)
-
-
 def fresh_backbone(like: Path, seed: int) -> Backbone:
     """The architecture and spec of a run with new weights; the global random state is left as it was."""
     file = find_weights(like)
@@ -168,36 +110,59 @@ def fresh_backbone(like: Path, seed: int) -> Backbone:
     return backbone.eval()
 
 
-def trainable_backbone(encoder: EncoderConfig, seed: int) -> Backbone:
-    """The network that fine-tuning starts from: the run's, or fresh weights that differ between label seeds."""
+@dataclass(frozen=True)
+class TuningStart:
+    """A network to fine-tune, the windows of volumes that it sees, and what turns them into its input."""
+
+    backbone: Backbone
+    geometry: str
+    cut: Cutter
+    are_slices: bool
+    colour: Colouring | None
+
+
+def tuning_start(encoder: EncoderConfig, cache: Cache, seed: int) -> TuningStart:
+    """What fine-tuning starts from: the encoder's weights, or fresh ones that differ between label seeds."""
+    has_volumes = any(len(shape) == 3 for shape in cache.table["shape"])
+    if isinstance(encoder, Timm2dEncoder):
+        network = load_timm2d(encoder)
+        fields = {"image_size", "protocol", "planes", "slices", "ct_window_hu"}
+        return TuningStart(
+            network,
+            encoder.model_dump_json(include=fields),
+            lambda volume: torch.cat(plane_slices(volume, encoder)),
+            has_volumes,
+            partial(colour_input, network),
+        )
     match encoder:
         case RunEncoder():
-            return load_backbone(encoder.path)
+            backbone = load_backbone(encoder.path)
         case ScratchEncoder():
-            return fresh_backbone(encoder.like, 1000 * encoder.seed + seed)
-    raise UserError(f"encoder {encoder.name}: a {encoder.kind} encoder is not fine-tuned")
-
-
-def window_store(cache: Cache, backbone: Backbone) -> WindowStore:
-    """Windows of the geometry that a backbone was trained for."""
+            backbone = fresh_backbone(encoder.like, 1000 * encoder.seed + seed)
+        case _:
+            raise UserError(f"encoder {encoder.name}: a {encoder.kind} encoder is not fine-tuned")
     inference = inference_of(backbone)
-    return WindowStore(cache, lambda volume: windows(volume, inference).images)
+    are_slices = has_volumes and len(inference.window) == 2
+    return TuningStart(
+        backbone, inference.model_dump_json(), lambda volume: windows(volume, inference).images, are_slices, None
+    )
+
+
+def num_parameters(encoder: EncoderConfig) -> int | None:
+    """Of its network; None where it has none."""
+    match encoder:
+        case Timm2dEncoder():
+            network: Backbone = load_timm2d(encoder)
+        case RunEncoder():
+            network = load_backbone(encoder.path)
+        case RandomEncoder() | ScratchEncoder():
+            network = fresh_backbone(encoder.like, encoder.seed)
+        case _:
+            return None
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def inference_of(backbone: Backbone) -> InferenceSpec:
     """How volumes become windows for this backbone."""
     assert backbone.spec is not None, "saved weights carry their spec"
     return backbone.spec.inference
-
-
-def _norm_batches(cache: Cache, series: list[str], inference: InferenceSpec) -> Iterator[Tensor]:
-    """Batches of windows from evenly spaced training volumes."""
-    step = max(1, len(series) // _NORM_VOLUMES)
-    waiting: list[Tensor] = []
-    for key in series[::step]:
-        waiting += windows(cache.read(key), inference).images.unbind(0)
-        while len(waiting) >= 2 * _NORM_BATCH:
-            yield torch.stack(waiting[:_NORM_BATCH])
-            waiting = waiting[_NORM_BATCH:]
-    if len(waiting) > 1:
-        yield torch.stack(waiting)

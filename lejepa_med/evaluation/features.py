@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 from lejepa_med.backbones import Backbone
 from lejepa_med.data.cache import CachedVolume
 from lejepa_med.data.inference import Windows, windows
+from lejepa_med.evaluation.slices import evenly
+from lejepa_med.evaluation.volume_store import Parts
 from lejepa_med.spec import InferenceSpec
 
 _WINDOWS_PER_PASS = 32
 
 
-@torch.no_grad()
 def extract_features(
     backbone: Backbone,
     volumes: Iterable[CachedVolume],
@@ -34,23 +37,95 @@ def extract_features(
     `layers` last blocks or stages are concatenated, as probes want them; None gives `backbone(images)`, what `embed`
     writes. Windows of several volumes share a pass.
     """
-    device = device or torch.device("cpu")
-    backbone = backbone.to(device).eval()
     rows: list[Tensor] = []
-    waiting: list[Windows] = []
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
-        for volume in volumes:
-            waiting.append(windows(volume, inference))
-            if sum(len(item.images) for item in waiting) >= _WINDOWS_PER_PASS:
-                rows += _embed(backbone, waiting, inference, layers, device)
-                waiting = []
-                if progress is not None:
-                    progress(len(rows))
-        if waiting:
-            rows += _embed(backbone, waiting, inference, layers, device)
-    if progress is not None:
-        progress(len(rows))
+    for group in _groups(volumes, inference):
+        rows += embed_windows(backbone, group, inference, layers, device or torch.device("cpu"), autocast)
+        if progress is not None:
+            progress(len(rows))
     return torch.stack(rows).numpy()
+
+
+def window_features(
+    backbone: Backbone,
+    volumes: Iterable[CachedVolume],
+    inference: InferenceSpec,
+    device: torch.device,
+    autocast: bool,
+    most_tokens: int | None = None,
+) -> Iterator[Parts]:
+    """Per volume `pooled`, its row as `extract_features` gives it, and with `most_tokens` its `tokens`."""
+    for group in _groups(volumes, inference):
+        rows = embed_windows(backbone, group, inference, 2, device, autocast)
+        for item, row in zip(group, rows, strict=True):
+            parts: Parts = {"pooled": {"features": row.numpy()}}
+            if most_tokens is not None:
+                tokens = window_tokens(backbone, item, most_tokens, device, autocast)
+                parts["tokens"] = {"tokens": tokens.to(torch.float16).numpy()}
+            yield parts
+
+
+def _groups(volumes: Iterable[CachedVolume], inference: InferenceSpec) -> Iterator[list[Windows]]:
+    """Windows of consecutive volumes, until they fill a pass."""
+    waiting: list[Windows] = []
+    for volume in volumes:
+        waiting.append(windows(volume, inference))
+        if sum(len(item.images) for item in waiting) >= _WINDOWS_PER_PASS:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+@torch.no_grad()
+def embed_windows(
+    backbone: Backbone,
+    waiting: Sequence[Windows],
+    inference: InferenceSpec,
+    layers: int | None,
+    device: torch.device,
+    autocast: bool,
+) -> list[Tensor]:
+    """One row per volume."""
+    backbone = backbone.to(device).eval()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+        return _embed(backbone, waiting, inference, layers, device)
+
+
+@torch.no_grad()
+def window_tokens(
+    backbone: Backbone, item: Windows, most: int, device: torch.device, autocast: bool
+) -> Float[Tensor, "token dim"]:
+    """The patch tokens of a volume's windows, neighbouring ones averaged until at most `most` are left.
+
+    2D windows that are slices of a volume give one token each: class token and mean patch of the last block (CNN: the
+    mean of the last stage). Too many windows are taken evenly spaced.
+    """
+    backbone = backbone.to(device).eval()
+    images = item.images[evenly(len(item.images), most)]
+    found = []
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=autocast):
+        for piece in torch.split(images, _WINDOWS_PER_PASS):
+            if item.are_slices:
+                found.append(backbone.intermediate(piece.to(device), last=1)[0][:, None].float())
+                continue
+            tokens, grid = backbone.tokens(piece.to(device))
+            found.append(coarser(tokens.float(), grid, max(1, most // len(images))))
+    return torch.cat(found).flatten(0, 1).cpu()
+
+
+def coarser(
+    tokens: Float[Tensor, "window token dim"], grid: tuple[int, ...], most: int
+) -> Float[Tensor, "window fewer dim"]:
+    """Means over boxes of neighbours: the longest axis of the grid is halved until at most `most` tokens are left."""
+    smaller = list(grid)
+    while math.prod(smaller) > most:
+        longest = smaller.index(max(smaller))
+        smaller[longest] = -(-smaller[longest] // 2)
+    if tuple(smaller) == tuple(grid):
+        return tokens
+    maps = tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)
+    pool: Callable[[Tensor, list[int]], Tensor] = adaptive_avg_pool3d if len(grid) == 3 else adaptive_avg_pool2d  # type: ignore[assignment]
+    return pool(maps, smaller).flatten(2).transpose(1, 2)
 
 
 def _embed(

@@ -1,128 +1,128 @@
-"""Full fine-tuning of a backbone with a linear head: one fixed recipe for pretrained and fresh weights alike.
+"""Fine-tuning of a backbone with a new head, in full or by LoRA: one recipe for pretrained and fresh weights alike.
 
-No validation set and no early stopping: every label of the budget trains, and no encoder is tuned more than another.
+Factors on the learning rate (`finetune.grid`) are compared on a validation share of the budget, the same for every
+encoder; then all labels of the budget train. Below five labels per class the first factor serves. No early stopping.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lejepa_med.backbones import Backbone
 from lejepa_med.backbones.depth import layer_numbers
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
-from lejepa_med.config.evaluation import FinetuneRecipe
+from lejepa_med.config.evaluation import FinetuneRecipe, LoraRecipe
+from lejepa_med.evaluation.adapters import add_adapters
+from lejepa_med.evaluation.batches import batches_per_epoch, epochs_of_batches
+from lejepa_med.evaluation.classifier import Classifier, Colouring
+from lejepa_med.evaluation.criteria import Choice, Criterion, Members, TrainedTask, error, validation_share
 from lejepa_med.evaluation.device import use_bf16
 from lejepa_med.evaluation.metrics import Array
 from lejepa_med.evaluation.window_store import WindowStore
 
+_NORM_SAMPLES = 32
+
 
 @dataclass(frozen=True)
-class FinetuneTask:
-    """`series` and `target` of the labelled subset; `classes` is the number of classes, 0 for a regression."""
+class Tuner:
+    """What fine-tuning starts from and how it goes; `lora` in place of training all weights.
 
-    series: tuple[str, ...]
-    target: NDArray[np.int64] | NDArray[np.float64]
-    classes: int
-    seed: int
+    `colour` turns the windows of `store` into what the backbone sees.
+    """
 
-
-class Classifier(nn.Module):
-    """A linear head on the mean embedding of a volume's windows; zero at the start."""
-
-    def __init__(self, backbone: Backbone, outputs: int) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.dim, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(
-        self, images: Float[Tensor, "window channel *size"], counts: Sequence[int]
-    ) -> Float[Tensor, "volume output"]:
-        features = torch.split(self.backbone(images), list(counts))
-        outputs: Tensor = self.head(torch.stack([rows.mean(0) for rows in features]))
-        return outputs
+    backbone: Backbone
+    store: WindowStore
+    recipe: FinetuneRecipe
+    device: torch.device
+    lora: LoraRecipe | None = None
+    colour: Colouring | None = None
 
 
-def finetune(
-    backbone: Backbone,
-    store: WindowStore,
-    task: FinetuneTask,
-    test: Sequence[str],
-    recipe: FinetuneRecipe,
-    device: torch.device,
-) -> Array:
-    """Scores of the test series after training on a copy of `backbone`: `[row, class]` or `[row]`, as probes give."""
+def finetune(tuner: Tuner, task: TrainedTask, test: Sequence[Members]) -> tuple[Array, Choice]:
+    """Scores of the test samples after training on a copy of the backbone, as probes give them."""
+    device, grid = tuner.device, tuner.recipe.grid
+    factor, tuned = grid[0], 1
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(task.seed)
-        model = Classifier(copy.deepcopy(backbone), task.classes or 1).to(device)
-        target, mean, std = _prepared(task)
-        bf16 = use_bf16(recipe.precision, device)
-        _train(model, store, task, target.to(device), recipe, bf16)
-        batches = (store.batch(task.series[i : i + 32])[0] for i in range(0, len(task.series), 32))
-        reestimate_batchnorm(model.backbone, (batch for batch in batches if len(batch) > 1))
-        outputs = _predict(model.eval(), store, test, device, bf16).to(torch.float64)
-    if task.classes:
-        return outputs.softmax(-1).numpy()
-    return (outputs[:, 0] * std + mean).numpy()
+        share = validation_share(task) if len(grid) > 1 else None
+        if share is not None:
+            fit, held = (task.part(rows) for rows in share)
+            errors = [error(held.kind, held.target, _fitted(tuner, fit, held.members, one)[0]) for one in grid]
+            factor, tuned = grid[int(np.argmin(errors))], len(grid)
+        scores, trained = _fitted(tuner, task, test, factor)
+    return scores, Choice(tuned, {"lr": tuner.recipe.lr * factor, "trained_parameters": float(trained)})
 
 
-def _prepared(task: FinetuneTask) -> tuple[Tensor, float, float]:
-    if task.classes:
-        return torch.from_numpy(task.target.astype(np.int64)), 0.0, 1.0
-    mean, std = float(task.target.mean()), float(task.target.std()) or 1.0
-    return torch.from_numpy((task.target - mean) / std).to(torch.float32), mean, std
+def _fitted(tuner: Tuner, task: TrainedTask, test: Sequence[Members], factor: float) -> tuple[Array, int]:
+    """Scores after training with the learning rates times `factor`, and how many parameters were trained."""
+    torch.manual_seed(task.seed)
+    backbone, recipe = copy.deepcopy(tuner.backbone), tuner.recipe.model_copy(update={"lr": tuner.recipe.lr * factor})
+    criterion = Criterion(task.kind, task.target, task.classes)
+    model = Classifier(backbone, criterion.outputs, slices=tuner.store.are_slices, colour=tuner.colour)
+    adapters = None if tuner.lora is None else add_adapters(backbone, tuner.lora)
+    model = model.to(tuner.device)
+    if adapters is None:
+        groups = parameter_groups(model, recipe)
+    else:
+        assert tuner.lora is not None
+        groups = [*_head_groups(model, recipe), {"params": adapters, "lr": recipe.lr * tuner.lora.lr_factor}]
+    bf16 = use_bf16(recipe.precision, tuner.device)
+    _train(model, tuner, task, criterion, torch.optim.AdamW(groups, weight_decay=recipe.weight_decay))
+    _renormalise(model, tuner, task)
+    outputs = _predict(model.eval(), tuner.store, test, tuner.device, bf16)
+    trained = sum(parameter.numel() for group in groups for parameter in group["params"])
+    return criterion.scores(outputs), trained
 
 
 def _train(
-    model: Classifier, store: WindowStore, task: FinetuneTask, target: Tensor, recipe: FinetuneRecipe, bf16: bool
+    model: Classifier, tuner: Tuner, task: TrainedTask, criterion: Criterion, optimizer: torch.optim.Optimizer
 ) -> None:
-    generator = np.random.default_rng([task.seed, 1])
-    per_epoch = max(1, min(round(len(target) / recipe.batch_size), len(target) // 2))
-    steps = max(recipe.epochs * per_epoch, recipe.min_steps)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe))
+    generator, recipe = np.random.default_rng([task.seed, 1]), tuner.recipe
+    wanted = criterion.encode(task.target, tuner.device)
+    steps = max(recipe.epochs * batches_per_epoch(len(wanted), recipe.batch_size), recipe.min_steps)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
-    class_weight = None
-    if task.classes:
-        present = torch.bincount(target, minlength=task.classes)
-        class_weight = len(target) / (present.clamp(min=1) * (present > 0).sum()).to(torch.float32)
+    bf16 = use_bf16(recipe.precision, tuner.device)
     model.train()
-    for rows in _batches(generator, len(target), per_epoch, steps):
-        images, counts = store.batch([task.series[row] for row in rows])
-        images = shifted(images, counts, recipe.shift_voxels, generator).to(target.device)
-        with torch.autocast(target.device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs = model(images, counts)
-        outputs, wanted = outputs.float(), target[torch.from_numpy(rows).to(target.device)]
-        if task.classes:
-            loss = functional.cross_entropy(outputs, wanted, weight=class_weight)
-        else:
-            loss = functional.mse_loss(outputs[:, 0], wanted)
+    for rows in epochs_of_batches(generator, len(wanted), recipe.batch_size, steps):
+        images, counts = tuner.store.drawn([task.members[row] for row in rows], recipe.slices_per_step, generator)
+        images = shifted(images, counts, recipe.shift_voxels, generator)
+        target = wanted[torch.from_numpy(rows).to(tuner.device)]
+        weight = criterion.weights(target).sum().clamp(min=1e-12)
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        pieces = torch.split(images, counts)
+        for part in model.passes(counts):
+            with torch.autocast(tuner.device.type, dtype=torch.bfloat16, enabled=bf16):
+                outputs = model(torch.cat(pieces[part]).to(tuner.device), counts[part])
+            torch.autograd.backward(criterion.terms(outputs.float(), target[part]).sum() / weight)
         optimizer.step()
         schedule.step()
 
 
-def _batches(generator: np.random.Generator, rows: int, per_epoch: int, steps: int) -> Iterator[NDArray[np.int64]]:
-    """Near-equal parts of a new permutation per epoch; never a single row, which BatchNorm cannot use."""
-    done = 0
-    while True:
-        for batch in np.array_split(generator.permutation(rows), per_epoch):
-            if done == steps:
-                return
-            yield batch
-            done += 1
+def _renormalise(model: Classifier, tuner: Tuner, task: TrainedTask) -> None:
+    """BatchNorm statistics of the trained weights, on training samples as they are tested."""
+    generator, most = np.random.default_rng([task.seed, 3]), tuner.recipe.slices_per_step
+    at_once = max(1, 64 // most) if tuner.store.are_slices else _NORM_SAMPLES
+    starts = range(0, len(task.members), at_once)
+    batches = (tuner.store.drawn(task.members[i : i + at_once], most, generator)[0] for i in starts)
+    reestimate_batchnorm(model.backbone, (model.coloured(batch) for batch in batches if len(batch) > 1))
+
+
+def _head_groups(model: Classifier, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
+    """All that is new, but for adapters."""
+    new = [parameter for name, parameter in model.named_parameters() if not name.startswith("backbone.")]
+    decayed, free = ([p for p in new if (p.ndim > 1) == wanted] for wanted in (True, False))
+    return [
+        {"params": decayed, "lr": recipe.lr, "weight_decay": recipe.weight_decay},
+        {"params": free, "lr": recipe.lr, "weight_decay": 0.0},
+    ]
 
 
 def parameter_groups(model: Classifier, recipe: FinetuneRecipe) -> list[dict[str, Any]]:
@@ -130,15 +130,14 @@ def parameter_groups(model: Classifier, recipe: FinetuneRecipe) -> list[dict[str
     layer = layer_numbers(model.backbone)
     rate = recipe.lr * recipe.backbone_lr_factor
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in model.head.parameters():
-        groups.setdefault((recipe.lr, parameter.ndim > 1), []).append(parameter)
     for name, parameter in model.backbone.named_parameters():
         lr = rate * recipe.layer_decay ** (max(layer.values()) - layer[name])
         groups.setdefault((lr, parameter.ndim > 1), []).append(parameter)
-    return [
+    of_backbone = [
         {"params": parameters, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0}
         for (lr, decayed), parameters in groups.items()
     ]
+    return [*_head_groups(model, recipe), *of_backbone]
 
 
 def shifted(
@@ -163,11 +162,11 @@ def shifted(
 
 @torch.no_grad()
 def _predict(
-    model: Classifier, store: WindowStore, series: Sequence[str], device: torch.device, bf16: bool
+    model: Classifier, store: WindowStore, samples: Sequence[Members], device: torch.device, bf16: bool
 ) -> Float[Tensor, "volume output"]:
-    outputs = []
-    for start in range(0, len(series), 16):
-        images, counts = store.batch(series[start : start + 16])
+    outputs, at_once = [], 1 if store.are_slices else 16
+    for start in range(0, len(samples), at_once):
+        images, counts = store.batch(samples[start : start + at_once])
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            outputs.append(model(images.to(device), counts).float().cpu())
+            outputs.append(model.predict(images, counts).float().cpu())
     return torch.cat(outputs)

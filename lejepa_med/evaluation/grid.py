@@ -11,13 +11,27 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lejepa_med.config.evaluation import BenchmarkConfig, EncoderConfig, EvaluationDataConfig, RunEncoder
+from lejepa_med.config.evaluation import (
+    NOT_IN_IDENTITY,
+    BenchmarkConfig,
+    EncoderConfig,
+    EvaluationDataConfig,
+    RunEncoder,
+)
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache, file_digest
 from lejepa_med.data.pretraining_record import FILE, is_complete, read_record
 from lejepa_med.errors import DataError
-from lejepa_med.evaluation.encoders import methods_of, table_digest, weights_digest
-from lejepa_med.evaluation.labels import LabelledSet, load_labels
+from lejepa_med.evaluation.encoders import (
+    FINETUNING,
+    SEGMENTING,
+    TRAINING,
+    methods_of,
+    recipe_of,
+    table_digest,
+    weights_digest,
+)
+from lejepa_med.evaluation.labels import LabelledSet, load_labels, with_masks
 from lejepa_med.evaluation.splits import (
     Budget,
     Split,
@@ -45,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """Labels and split of a task; `rows` are the positions of its labelled rows in the benchmark's table."""
+    """Labels and split of a task; `rows` are the positions of its series in the benchmark's table."""
 
     config: TaskConfig
     labelled: LabelledSet
@@ -53,13 +67,21 @@ class PreparedTask:
     rows: NDArray[np.int64]
 
     def subset(self, budget: Budget, seed: int) -> NDArray[np.int64]:
-        """Rows of the labelled set that train."""
+        """Samples of the labelled set that train."""
         return labelled_subset(self.split, self.labelled.groups, budget, seed)
 
     @property
     def test_groups(self) -> tuple[str, ...]:
-        """The patient of every test row."""
+        """The patient of every test sample."""
         return tuple(self.labelled.groups[row] for row in self.split.test)
+
+    def is_in(self, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of the labelled set's series, those of some samples."""
+        return np.isin(self.labelled.sample_of, samples)
+
+    def features(self, of_table: NDArray[np.floating]) -> NDArray[np.floating]:
+        """`[sample, feature]` from those of the benchmark's table; a sample of several series has their mean."""
+        return self.labelled.mean_over_members(of_table[self.rows])
 
 
 @dataclass(frozen=True)
@@ -76,7 +98,12 @@ class Grid:
         """Raises DataError for a cache or labels that cannot be used."""
         cache = Cache.open(config.data.cache)
         selected = select_rows(cache, config.data)
-        labelled = [load_labels(task, selected, config.data.index) for task in config.tasks]
+        labelled = [
+            with_masks(task, selected, cache)
+            if task.kind == "segmentation"
+            else load_labels(task, selected, config.data.index)
+            for task in config.tasks
+        ]
         used = {key for item in labelled for key in item.table["series_key"]}
         table = selected[selected["series_key"].isin(used)].reset_index(drop=True)
         position = {key: row for row, key in enumerate(table["series_key"])}
@@ -91,25 +118,50 @@ class Grid:
         """Rows of `table` that no task tests on: principal components and BatchNorm statistics come from them."""
         fit = np.ones(len(self.table), dtype=bool)
         for task in self.tasks.values():
-            fit[task.rows[task.split.test]] = False
+            fit[task.rows[task.is_in(task.split.test)]] = False
         return fit
 
     def cells(self) -> list[Cell]:
         """The whole grid, encoder by encoder."""
         data = table_digest(self.table)
-        return [cell for encoder in self.config.encoders for cell in self._cells_of(encoder, data)]
+        cells = [cell for encoder in self.config.encoders for cell in self._cells_of(encoder, data)]
+        if not cells:
+            left_out = [said for task in self.tasks.values() for said in self.left_out(task)]
+            none = f"none of the encoders can be evaluated by {', '.join(self.config.methods)}"
+            raise DataError(f"benchmark: no encoder can be evaluated on any task; {'; '.join(left_out) or none}")
+        return cells
+
+    def left_out(self, task: PreparedTask) -> list[str]:
+        """What the config asks for and this task has no cells of, each with its reason."""
+        said = []
+        labelled, split = task.labelled, task.split
+        wanted: dict[str, tuple[int, ...]] = {
+            "frozen": self.config.budgets if set(self.config.methods) - set(TRAINING) else (),
+            "trained": self.config.finetune_budgets if set(self.config.methods) & set(TRAINING) else (),
+        }
+        for name, budgets in wanted.items():
+            lost = sorted(set(budgets) - set(fitting_budgets(split, budgets)))
+            if lost:
+                numbers = ", ".join(map(str, lost))
+                said.append(
+                    f"{name} budgets {numbers}: the training side has {len(split.train)} labels, "
+                    f"{split.smallest_stratum} of the rarest kind"
+                )
+        for method in self.config.methods:
+            if not applies(method, labelled):
+                said.append(f"{method}: not for tasks of kind {labelled.kind} and unit {labelled.unit}")
+        return said
 
     def _cells_of(self, encoder: EncoderConfig, data: str) -> list[Cell]:
         weights = weights_digest(encoder)
         cells = []
         for name, task in self.tasks.items():
             for method in self.config.methods:
-                if method not in methods_of(encoder):
+                if method not in methods_of(encoder) or not applies(method, task.labelled):
                     continue
-                recipe = self.config.finetune if method == "finetune" else self.config.probe
-                identity = [encoder.model_dump(mode="json", exclude={"name", "path", "like", "weights"}), weights, data]
-                identity += [file_digest(task.config.labels), task.config.model_dump(mode="json", exclude={"labels"})]
-                identity += [method, recipe.model_dump(mode="json"), self.config.holdout.model_dump(mode="json")]
+                identity = [encoder.model_dump(mode="json", exclude=NOT_IN_IDENTITY), weights, data]
+                identity += [_labels_digest(task), task.config.model_dump(mode="json", exclude={"labels"})]
+                identity += [method, recipe_of(self.config, method), self.config.holdout.model_dump(mode="json")]
                 for budget, seed in _draws(self.config, task, method):
                     text = json.dumps([*identity, encoder.name, budget, seed], sort_keys=True)
                     key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -150,12 +202,26 @@ class Grid:
         """Test patients that occur in a pretraining list, by patient or by series."""
         leaked: set[str] = set()
         for task in self.tasks.values():
-            test = task.labelled.table.iloc[task.split.test]
-            groups = np.asarray(task.test_groups)
+            tested = task.is_in(task.split.test)
+            test = task.labelled.table[tested]
+            groups = np.asarray(task.labelled.groups)[task.labelled.sample_of[tested]]
             leaked |= leaked_patients(set(pretraining["patient_key"]) - {""}, groups.tolist())
             for column in ("patient_key", "series_key"):
                 leaked |= set(groups[test[column].isin(set(pretraining[column]) - {""}).to_numpy()])
         return leaked
+
+
+def applies(method: str, labelled: LabelledSet) -> bool:
+    """Whether a method can be used on a kind of task: segmentation has methods of its own."""
+    return (labelled.kind == "segmentation") == (method in SEGMENTING)
+
+
+def _labels_digest(task: PreparedTask) -> str:
+    """Of the label file or, for segmentation, of the masks that the cache names."""
+    if task.config.labels is not None:
+        return file_digest(task.config.labels)
+    masks = task.labelled.table["mask_entry"].tolist()
+    return hashlib.sha256(json.dumps([masks, task.labelled.classes]).encode()).hexdigest()
 
 
 def plan(config: BenchmarkConfig) -> list[Cell]:
@@ -173,10 +239,10 @@ def select_rows(cache: Cache, data: EvaluationDataConfig) -> pd.DataFrame:
 
 def _draws(config: BenchmarkConfig, task: PreparedTask, method: str) -> list[tuple[Budget, int]]:
     """Budgets and seeds of a method; all labels are one draw, which only fine-tuning repeats."""
-    if method != "finetune":
+    if method not in TRAINING:
         budgets = fitting_budgets(task.split, config.budgets)
         return [(b, seed) for b in budgets for seed in range(1 if b == "all" else config.seeds)]
-    if config.finetune_tasks is not None and task.config.name not in config.finetune_tasks:
+    if method in FINETUNING and config.finetune_tasks is not None and task.config.name not in config.finetune_tasks:
         return []
     budgets = fitting_budgets(task.split, config.finetune_budgets)
     return [(b, seed) for b in budgets[:-1] or budgets for seed in range(config.finetune_seeds)]

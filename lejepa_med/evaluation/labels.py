@@ -1,12 +1,15 @@
-"""Label files joined to the cache: which rows carry a label, of which kind, and which belong to one patient.
+"""Label files joined to the cache: which series make up a labelled sample, and which samples belong to one patient.
 
-Ids of patients and paths are read, hashed or looked up, and forgotten: no message and no result holds one.
+A sample is a series, or all labelled series of a study or of a patient. Sites and ids are forgotten here: what leaves
+this module names series, studies and patients by their keys, and sites by numbers.
 """
 
 from __future__ import annotations
 
-import difflib
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,199 +18,200 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from lejepa_med.config.tasks import TaskConfig
+from lejepa_med.data.cache import Cache
 from lejepa_med.data.privacy import load_salt, patient_key
 from lejepa_med.errors import DataError
-from lejepa_med.evaluation.label_paths import series_of_paths
+from lejepa_med.evaluation.label_files import id_column, read_label_file, require_column, rows_named
+from lejepa_med.evaluation.mask_labels import foreground_classes
+from lejepa_med.evaluation.targets import Kind, Target, targets_of
 
-Kind = Literal["classification", "regression"]
-ID_KINDS = ("series_key", "study_key", "patient_key", "patient_id", "path")
-MAX_INTEGER_CLASSES = 10
-"""`kind: auto` takes up to this many different whole numbers for classes."""
-_MISSING = ["", "NA", "N/A", "NaN", "nan", "<NA>", "null", "NULL"]
-_EXPECTED = {
-    "series_key": "series keys as in the index's series.csv",
-    "study_key": "study keys as in the index's series.csv",
-    "patient_key": "patient keys as in the index's series.csv",
-    "patient_id": "patient ids as in the scans that were indexed",
-    "path": "paths of indexed files or folders, absolute, relative to the archive, or unique file names",
-}
+Unit = Literal["series", "study", "patient"]
+Side = Literal["train", "val", "test"]
+_SIDES: dict[str, Side] = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_SIDES |= {"test": "test", "testing": "test"}
+_NAMED = 5  # keys that a message names at most
+_KEYS = {"series": "series_key", "study": "study_key", "patient": "patient_key"}
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Rows of the cache's table that have a label.
+    """Labelled samples, and the rows of the cache's table (`table`, one per series) that they are made of.
 
-    `target` holds class numbers (positions in `classes`) or values, `groups` the patient of every row. `missing` rows
-    of the label file had no value, `unmatched` ids are not in the cache.
+    `target` and `classes` are those of `Targets`, `groups` the patient of every sample; `sample_of` [row of table] is
+    the sample that a series belongs to (with `unit: series` its own row). `missing` rows of the label file had no
+    value, `unmatched` ids are not in the cache. `sides` is the official split, `sites` a name per site, if asked for.
     """
 
     task: str
     kind: Kind
     table: pd.DataFrame
-    target: NDArray[np.int64] | NDArray[np.float64]
+    target: Target
     classes: tuple[str, ...]
     groups: tuple[str, ...]
     missing: int
     unmatched: int
+    sample_of: NDArray[np.int64]
+    unit: Unit = "series"
+    sides: tuple[Side, ...] | None = None
+    sites: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.groups)
+
+    @cached_property
+    def members(self) -> tuple[tuple[str, ...], ...]:
+        """Series keys of every sample."""
+        found: list[list[str]] = [[] for _ in self.groups]
+        for sample, key in zip(self.sample_of, self.table["series_key"], strict=True):
+            found[sample].append(str(key))
+        return tuple(map(tuple, found))
+
+    def mean_over_members(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Features of samples from those of `table`'s rows; as they are where every sample is one series."""
+        if self.unit == "series":
+            return features
+        total = np.zeros((len(self), features.shape[1]))
+        np.add.at(total, self.sample_of, features)
+        return np.asarray(total / np.bincount(self.sample_of, minlength=len(self))[:, None])
 
 
 def load_labels(task: TaskConfig, table: pd.DataFrame, index: Path | None) -> LabelledSet:
-    """The rows of `table` (the cache's manifest) that the label file names, with their labels.
+    """The samples of `table` (the cache's manifest) that the label file names, with their labels.
 
     Raises:
         DataError: nothing matches, labels contradict each other, or there is nothing to tell apart.
     """
-    frame = _read(task)
-    column, id_kind = _id_column(task, frame)
-    _require_column(task, frame, task.column)
-    labelled = frame[frame[task.column].notna() & frame[column].notna()]
-    missing = len(frame) - len(labelled)
+    frame = read_label_file(task)
+    column, _ = id_column(task, frame)
+    extra = {"group": task.group_column, "side": task.split_column, "site": task.site_column}
+    for name in (*task.label_columns, *filter(None, extra.values())):
+        require_column(task, frame, name)
+    wanted = list(task.label_columns)
+    labelled = frame[frame[wanted].notna().any(axis=1) & frame[column].notna()].reset_index(drop=True)
     if labelled.empty:
-        raise DataError(f"task {task.name}: all {len(frame)} rows lack a value in column `{task.column}` or an id")
-    names = _names(task, labelled, column, index)
-    if id_kind == "path":
-        names = _by_path(task, names, index)
-    elif id_kind == "patient_id":
-        salt = load_salt(_index(task, index, "patient_id"))
-        names["id"] = [patient_key(salt, text) for text in names["id"]]
-    _reject_contradictions(task, names)
-    key = {"path": "series_key", "patient_id": "patient_key"}.get(id_kind, id_kind)
-    names = names.drop_duplicates("id").set_index("id")
-    rows = table[table[key].isin(names.index)].reset_index(drop=True)
-    if rows.empty:
-        raise DataError(
-            f"task {task.name}: none of the {labelled[column].nunique()} ids in column `{column}` is in the cache; "
-            f"expected {_EXPECTED[id_kind]}"
-        )
-    matched = names.loc[rows[key]]
-    kind, target, classes = _targets(task, matched["label"])
-    unmatched = int(labelled[column].nunique() - matched["original"].nunique())
-    return LabelledSet(task.name, kind, rows, target, classes, _groups(rows, matched, index), missing, unmatched)
-
-
-def _read(task: TaskConfig) -> pd.DataFrame:
-    try:
-        frame = pd.read_csv(
-            task.labels,
-            dtype=str,
-            keep_default_na=False,
-            na_values=_MISSING,
-            skipinitialspace=True,
-            encoding="utf-8-sig",
-        )
-    except FileNotFoundError:
-        raise DataError(f"task {task.name}: its label file does not exist; check `labels`") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"task {task.name}: its label file is no CSV table ({type(error).__name__})") from None
-    if frame.empty:
-        raise DataError(f"task {task.name}: its label file has no rows")
-    return pd.DataFrame({str(name): frame[name].str.strip() for name in frame.columns})
-
-
-def _id_column(task: TaskConfig, frame: pd.DataFrame) -> tuple[str, str]:
-    if task.id_column is not None:
-        _require_column(task, frame, task.id_column)
-        kind = task.id_kind or (task.id_column if task.id_column in ID_KINDS else None)
-        if kind is None:
-            raise DataError(
-                f"task {task.name}: `id_column` {task.id_column} does not say what it holds; "
-                f"set `id_kind` to one of {', '.join(ID_KINDS)}"
-            )
-        return task.id_column, kind
-    for name in ID_KINDS:
-        if name in frame.columns:
-            return name, task.id_kind or name
-    raise DataError(
-        f"task {task.name}: no column of its label file names samples; expected one of {', '.join(ID_KINDS)}, "
-        "or set `id_column` and `id_kind`"
+        listed = ", ".join(f"`{name}`" for name in wanted)
+        raise DataError(f"task {task.name}: all {len(frame)} rows lack a value in column {listed} or an id")
+    named = rows_named(task, labelled, table, index)
+    key = str(named["key_column"].iloc[0])
+    rows = table[table[key].isin(set(named["id"]))].reset_index(drop=True)
+    sample_of = _samples(task.unit, rows)
+    texts = labelled[wanted].copy()
+    for name, source in extra.items():
+        texts[f"_{name}"] = labelled[source] if source is not None else None
+    texts = texts.iloc[named["row"]].assign(_id=named["id"].to_numpy())
+    series = pd.DataFrame({"_id": rows[key], "_sample": sample_of, "_series": rows["series_key"]})
+    series["_patient"] = rows["patient_key"]
+    given = _by_sample(task, texts.merge(series, on="_id"))
+    found = targets_of(task, given[wanted])
+    groups = _groups(given, index)
+    matched = labelled[column].iloc[named["row"].unique()].nunique()
+    return LabelledSet(
+        task=task.name,
+        kind=found.kind,
+        table=rows,
+        target=found.target,
+        classes=found.classes,
+        groups=groups,
+        missing=len(frame) - len(labelled),
+        unmatched=int(labelled[column].nunique() - matched),
+        sample_of=sample_of,
+        unit=task.unit,
+        sides=_sides(task, given["_side"], groups),
+        sites=_sites(task, given["_site"], groups),
     )
 
 
-def _require_column(task: TaskConfig, frame: pd.DataFrame, column: str) -> None:
-    if column not in frame.columns:
-        near = difflib.get_close_matches(column, [str(name) for name in frame.columns], n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"it has: {', '.join(map(str, frame.columns))}"
-        raise DataError(f"task {task.name}: its label file has no column `{column}`; {hint}")
+def with_masks(task: TaskConfig, table: pd.DataFrame, cache: Cache) -> LabelledSet:
+    """The rows of `table` that have a mask, as the samples of a segmentation task; targets are zeros.
 
-
-def _index(task: TaskConfig, index: Path | None, reason: str) -> Path:
-    if index is None:
+    Raises:
+        DataError: no row has one, or the cache does not say what the masks' values mean.
+    """
+    masked = table["mask_entry"].fillna("") != "" if "mask_entry" in table else np.zeros(len(table), dtype=bool)
+    rows = table[masked].reset_index(drop=True)
+    if rows.empty:
         raise DataError(
-            f"task {task.name}: labels by {reason} need the index; set its folder (`data.index`, in pretraining "
-            f"`online_probe.index`)"
+            f"task {task.name}: none of the {len(table)} series in the cache has a mask; prepare it with masks"
         )
-    return index
+    known = rows["patient_key"].where(rows["patient_key"].fillna("") != "", rows["series_key"])
+    zeros = np.zeros(len(rows), dtype=np.int64)
+    groups = tuple(map(str, known))
+    return LabelledSet(
+        task.name, "segmentation", rows, zeros, tuple(foreground_classes(cache).values()), groups,
+        len(table) - len(rows), 0, np.arange(len(rows)),
+    )  # fmt: skip
 
 
-def _names(task: TaskConfig, labelled: pd.DataFrame, column: str, index: Path | None) -> pd.DataFrame:
-    """Columns id, label, original (the id as given) and group (a key already, or text without a salt)."""
-    names = pd.DataFrame({"id": labelled[column], "label": labelled[task.column], "original": labelled[column]})
-    names["group"] = None
-    if task.group_column is not None:
-        _require_column(task, labelled, task.group_column)
-        group = labelled[task.group_column]
-        if index is not None:
-            salt = load_salt(index)
-            group = group.map(lambda text: patient_key(salt, text), na_action="ignore")
-        names["group"] = group
-    return names.astype(object)
+def _samples(unit: Unit, rows: pd.DataFrame) -> NDArray[np.int64]:
+    """Sample numbers, in the order in which samples occur. A series without study or patient is its own."""
+    key = rows[_KEYS[unit]].where(rows[_KEYS[unit]].fillna("") != "", rows["series_key"])
+    return np.asarray(pd.factorize(key)[0], dtype=np.int64)
 
 
-def _by_path(task: TaskConfig, names: pd.DataFrame, index: Path | None) -> pd.DataFrame:
-    file = _index(task, index, "path") / "files.parquet"
-    if not file.exists():
-        raise DataError(f"task {task.name}: the index holds no files.parquet, which labels by path need")
-    found = series_of_paths(names["id"].tolist(), pd.read_parquet(file, columns=["path", "series_key"]))
-    names["id"] = names["id"].map(lambda text: found.get(text, ()))
-    return names.explode("id").dropna(subset="id").reset_index(drop=True)
-
-
-def _reject_contradictions(task: TaskConfig, names: pd.DataFrame) -> None:
-    by_id = names.groupby("id")
-    for what in ("label", "group"):
-        count = int((by_id[what].nunique() > 1).sum())
+def _by_sample(task: TaskConfig, merged: pd.DataFrame) -> pd.DataFrame:
+    """One row per sample: the texts of its label rows, which must agree, and its first series and patient."""
+    grouped = merged.groupby("_sample")
+    for names, what in ((task.label_columns, "labels"), (("_group",), "groups"), (("_side",), "sides"),
+                        (("_site",), "sites")):  # fmt: skip
+        count = int((grouped[list(names)].nunique() > 1).any(axis=1).sum())
         if count:
             raise DataError(
-                f"task {task.name}: {count} samples carry two different {what}s; keep one row of each in the label file"
+                f"task {task.name}: {count} samples carry two different {what}; keep one row of each in the label file"
             )
+    found = merged.sort_values("_series", kind="stable").groupby("_sample").first()
+    return found.astype(object).reset_index(drop=True)
 
 
-def _targets(
-    task: TaskConfig, labels: pd.Series
-) -> tuple[Kind, NDArray[np.int64] | NDArray[np.float64], tuple[str, ...]]:
-    numbers = pd.to_numeric(labels, errors="coerce").to_numpy(dtype=np.float64)
-    numeric = bool(np.isfinite(numbers).all())
-    distinct = labels.nunique()
-    if distinct < 2:
-        raise DataError(f"task {task.name}: all {len(labels)} labels found in the cache are the same; nothing to learn")
-    kind = task.kind
-    if kind == "auto":
-        few = numeric and bool((numbers == np.round(numbers)).all()) and distinct <= MAX_INTEGER_CLASSES
-        kind = "classification" if few or not numeric else "regression"
-    if kind == "regression":
-        if not numeric:
-            count = int((~np.isfinite(numbers)).sum())
-            raise DataError(f"task {task.name}: {count} of {len(labels)} labels are no numbers; expected a regression")
-        return kind, numbers, ()
-    texts = [f"{number:g}" for number in numbers] if numeric else [str(text) for text in labels]
-    classes = sorted(set(texts), key=float if numeric else str)
-    if len(classes) > max(MAX_INTEGER_CLASSES, len(texts) // 2):
+def _groups(given: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
+    """The patient of every sample. Without a salt, a group of the label file is named by its first series."""
+    own = given["_patient"].where(given["_patient"].fillna("") != "", given["_series"])
+    named = given["_group"]
+    if index is not None and named.notna().any():
+        salt = load_salt(index)
+        named = named.map(lambda text: patient_key(salt, text), na_action="ignore")
+    elif named.notna().any():
+        named = given.groupby("_group")["_series"].transform("min").where(named.notna())
+    return tuple(str(key) for key in named.where(named.notna(), own))
+
+
+def _sides(task: TaskConfig, texts: pd.Series, groups: tuple[str, ...]) -> tuple[Side, ...] | None:
+    if task.split_column is None:
+        return None
+    sides = texts.map(lambda text: _SIDES.get(str(text).lower()))
+    wrong = int(sides.isna().sum())
+    if wrong:
         raise DataError(
-            f"task {task.name}: {len(classes)} different labels in {len(texts)} rows are no classes; "
-            "is column `" + task.column + "` the right one?"
+            f"task {task.name}: {wrong} of {len(sides)} samples have something else than train, val or test in column "
+            f"`{task.split_column}`"
         )
-    position = {name: number for number, name in enumerate(classes)}
-    return kind, np.array([position[text] for text in texts], dtype=np.int64), tuple(classes)
+    tested = {group for group, side in zip(groups, sides, strict=True) if side == "test"}
+    both = sorted(tested & {group for group, side in zip(groups, sides, strict=True) if side != "test"})
+    if both:
+        raise DataError(
+            f"task {task.name}: {len(both)} patients are in test and also in train or val of column "
+            f"`{task.split_column}` (keys {named_keys(both)}); every patient must be on one side"
+        )
+    return tuple(sides)
 
 
-def _groups(rows: pd.DataFrame, matched: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
-    """The patient of every row. Without a salt, a group of the label file is named by its first series."""
-    frame = pd.DataFrame({"series": rows["series_key"].to_numpy(), "patient": rows["patient_key"].to_numpy()})
-    frame["given"] = matched["group"].to_numpy()
-    if index is None:
-        frame["given"] = frame.groupby("given")["series"].transform("min").where(frame["given"].notna())
-    known = frame["patient"].where(frame["patient"].notna() & (frame["patient"] != ""), frame["series"])
-    return tuple(str(key) for key in frame["given"].where(frame["given"].notna(), known))
+def _sites(task: TaskConfig, texts: pd.Series, groups: tuple[str, ...]) -> tuple[str, ...] | None:
+    """A name per site that is not the text of the file; a patient without a site is a site of its own."""
+    if task.site_column is None:
+        return None
+    names = [
+        f"patient {group}" if pd.isna(text) else hashlib.sha256(f"site {text}".encode()).hexdigest()
+        for text, group in zip(texts, groups, strict=True)
+    ]
+    sites = pd.Series(names).groupby(list(groups)).nunique()
+    wanderers = sorted(map(str, sites.index[sites > 1]))
+    if wanderers:
+        raise DataError(
+            f"task {task.name}: {len(wanderers)} patients have scans of two sites in column `{task.site_column}` "
+            f"(keys {named_keys(wanderers)}); give every patient one site"
+        )
+    return tuple(names)
+
+
+def named_keys(keys: Sequence[str]) -> str:
+    """The first keys of a list, as a message names them."""
+    return ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")

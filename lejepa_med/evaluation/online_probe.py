@@ -26,7 +26,6 @@ from lejepa_med.evaluation.features import extract_features
 from lejepa_med.evaluation.labels import LabelledSet, load_labels
 from lejepa_med.evaluation.metrics import headline, scores
 from lejepa_med.evaluation.probes import ProbeTask, fit_linear, knn_probe, patient_folds, rotate, standardise
-from lejepa_med.evaluation.splits import strata_of
 
 _RECIPE = ProbeRecipe()
 _MIN_PATIENTS = 10
@@ -34,11 +33,11 @@ _MIN_PATIENTS = 10
 
 @dataclass(frozen=True)
 class _Labels:
-    """`rows` of the probe's series that a task has labels of, and the fold of each."""
+    """Samples of a task, the fold of each, and where their series are among the probe's (`rows`, `sample_of`)."""
 
     labelled: LabelledSet
-    chosen: NDArray[np.int64]
     rows: NDArray[np.int64]
+    sample_of: NDArray[np.int64]
     task: ProbeTask
     fold: NDArray[np.int64]
 
@@ -63,6 +62,8 @@ class OnlineProbe:
         for task in settings.tasks:
             labelled = load_labels(task, table, settings.index)
             kept = ~is_held_out(labelled.groups, holdout.test_fraction, holdout.seed)  # groups of the label file
+            if labelled.sides is not None:
+                kept &= np.asarray(labelled.sides) == "train"
             self._tasks[task.name] = _prepare(task, labelled, np.flatnonzero(kept), settings.max_series, series)
         self._series = tuple(series)
 
@@ -81,7 +82,7 @@ class OnlineProbe:
         lines = []
         for name, labels in self._tasks.items():
             check()
-            line = _score(name, features[labels.rows], labels)
+            line = _score(name, _mean_by(labels.sample_of, features[labels.rows]), labels)
             lines.append(line | {"seconds": round(time.perf_counter() - began, 3)})
         return lines
 
@@ -97,25 +98,32 @@ def _prepare(
     """Adds the series of a task to `series`, a number for each."""
     draw = np.random.default_rng(0)
     chosen = np.sort(draw.permutation(kept)[:most])
-    groups = tuple(labelled.groups[row] for row in chosen)
-    if len(set(groups)) < _MIN_PATIENTS:
+    probe = ProbeTask.of(labelled, chosen)
+    patients = len(set(probe.groups))
+    if patients < _MIN_PATIENTS:
         raise DataError(
-            f"online_probe: task {task.name} has labels of {len(set(groups))} patients that are not kept for testing; "
+            f"online_probe: task {task.name} has labels of {patients} patients that are not kept for testing; "
             f"{_MIN_PATIENTS} are needed"
         )
-    strata = strata_of(labelled, chosen)
-    fold = patient_folds(strata, groups)
-    target = labelled.target[chosen]
-    if labelled.kind == "classification":
+    fold = patient_folds(probe.strata, probe.groups)
+    if labelled.kind in ("classification", "ordinal"):
         for number in np.unique(fold):
-            if len(np.unique(target[fold != number])) < 2:
+            if len(np.unique(probe.target[fold != number])) < 2:
                 raise DataError(
                     f"online_probe: task {task.name}: without a fifth of the patients one class is left; "
                     "give labels of more patients"
                 )
-    rows = [series.setdefault(key, len(series)) for key in labelled.table["series_key"].iloc[chosen]]
-    probe = ProbeTask(target, strata, groups, len(labelled.classes))
-    return _Labels(labelled, chosen, np.array(rows, dtype=np.int64), probe, fold)
+    members = [labelled.members[sample] for sample in chosen]
+    rows = [series.setdefault(key, len(series)) for keys in members for key in keys]
+    sample_of = np.repeat(np.arange(len(chosen)), [len(keys) for keys in members])
+    return _Labels(labelled, np.array(rows, dtype=np.int64), sample_of, probe, fold)
+
+
+def _mean_by(sample_of: NDArray[np.int64], features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean over the series of each sample."""
+    starts = np.flatnonzero(np.diff(sample_of, prepend=-1))
+    counts = np.bincount(sample_of)[:, None].astype(np.float32)
+    return np.asarray(np.add.reduceat(features, starts, axis=0) / counts, dtype=np.float32)
 
 
 def _score(name: str, features: NDArray[np.float32], labels: _Labels) -> dict[str, Any]:
@@ -125,17 +133,17 @@ def _score(name: str, features: NDArray[np.float32], labels: _Labels) -> dict[st
     for number in np.unique(labels.fold):
         fit, held = np.flatnonzero(labels.fold != number), np.flatnonzero(labels.fold == number)
         values = standardise(features, fit)
-        part = _part(task, fit)
+        part = task.part(fit)
         nearest[held] = knn_probe(values[fit], values[held], part, _RECIPE)
         rows, others = rotate(values[fit], values[held])
-        linear[held] = fit_linear(rows, part.target, others, _RECIPE.preset_penalty, task.classes)
+        linear[held] = fit_linear(rows, part, others, _RECIPE.preset_penalty)
     metric = headline(kind)
     return {
         "task": name,
         "metric": metric,
         "linear": _value(scores(kind, task.target, linear), metric),
         "knn": _value(scores(kind, task.target, nearest), metric),
-        "chance": 1 / len(np.unique(task.target)) if task.classes else 0.0,
+        "chance": _chance(task),
         "series": len(features),
         "patients": len(set(task.groups)),
     }
@@ -145,6 +153,8 @@ def _value(found: dict[str, float], metric: str) -> float:
     return round(found[metric], 6)
 
 
-def _part(task: ProbeTask, rows: NDArray[np.int64]) -> ProbeTask:
-    strata = np.unique(task.strata[rows], return_inverse=True)[1].astype(np.int64)
-    return ProbeTask(task.target[rows], strata, tuple(task.groups[row] for row in rows), task.classes)
+def _chance(task: ProbeTask) -> float:
+    """What the headline is where features tell nothing."""
+    if task.kind == "multilabel":
+        return 0.5
+    return 1 / len(np.unique(task.target)) if task.kind == "classification" else 0.0

@@ -1,7 +1,9 @@
 """Frozen probes: L2-logistic or ridge regression, and k-NN, on standardised features.
 
-Features are standardised by the training patients (their labels are not used), the same for every encoder. A linear
-probe's weights lie in the span of its rows, so rotating the rows onto that span changes nothing but the time it takes.
+Ordered levels: one logistic per threshold, P(y > k), made to fall with k (Frank & Hall 2001). Several labels: one probe
+each, where it is known. Features are standardised by the training patients (their labels are not used), the same for
+every encoder. A linear probe's weights lie in the span of its rows, so rotating the rows onto that span changes nothing
+but the time it takes.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from lejepa_med.config.evaluation import ProbeRecipe
+from lejepa_med.evaluation.labels import LabelledSet
 from lejepa_med.evaluation.metrics import Array
+from lejepa_med.evaluation.splits import strata_of
+from lejepa_med.evaluation.targets import Kind, Target
 
 CROSS_VALIDATED_FROM = 5
 """Labels per class (or quintile) from which on the penalty is chosen by cross-validation."""
@@ -23,15 +28,36 @@ FOLDS = 5
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What is fitted: `target` [row] (class numbers or values), `strata` and `groups` of the labelled rows.
+    """What is fitted: `target` of `Targets` and the `strata` and `groups` of the labelled samples.
 
-    `classes` is the number of classes, 0 for a regression.
+    `classes` is the number of classes, levels or labels; 0 for a regression.
     """
 
-    target: NDArray[np.int64] | NDArray[np.float64]
+    target: Target
     strata: NDArray[np.int64]
     groups: tuple[str, ...]
     classes: int
+    kind: Kind
+
+    @classmethod
+    def of(cls, labelled: LabelledSet, rows: NDArray[np.int64]) -> ProbeTask:
+        """These samples of a labelled set."""
+        groups = tuple(labelled.groups[row] for row in rows)
+        strata = strata_of(labelled, rows)
+        return cls(labelled.target[rows], strata, groups, len(labelled.classes), labelled.kind)
+
+    def part(self, rows: NDArray[np.int64]) -> ProbeTask:
+        """Some of the samples, as a task of their own."""
+        strata = np.unique(self.strata[rows], return_inverse=True)[1].astype(np.int64)
+        groups = tuple(self.groups[row] for row in rows)
+        return ProbeTask(self.target[rows], strata, groups, self.classes, self.kind)
+
+    def label(self, number: int) -> tuple[ProbeTask, NDArray[np.int64]]:
+        """One label of several as a task of two classes, and the samples where it is known."""
+        known = np.flatnonzero(np.isfinite(self.target[:, number]))
+        target = self.target[known, number].astype(np.int64)
+        strata = np.unique(target, return_inverse=True)[1].astype(np.int64)
+        return ProbeTask(target, strata, tuple(self.groups[row] for row in known), 2, "classification"), known
 
 
 def standardise(features: NDArray[np.floating], train: NDArray[np.int64]) -> Array:
@@ -52,10 +78,15 @@ def rotate(train: Array, test: Array) -> tuple[Array, Array]:
 
 
 def linear_probe(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe) -> tuple[Array, float]:
-    """Scores of the test rows (`[row, class]` probabilities or `[row]` values) and the inverse penalty used."""
+    """Scores of the test rows (`[row, class]` probabilities or `[row]` values) and the inverse penalty used.
+
+    Several labels: the geometric mean of their penalties, each of which was chosen for itself.
+    """
+    if task.kind == "multilabel":
+        return _linear_per_label(train, test, task, recipe)
     train, test = rotate(train, test)
     penalty = choose_penalty(train, task, recipe)
-    return fit_linear(train, task.target, test, penalty, task.classes), penalty
+    return fit_linear(train, task, test, penalty), penalty
 
 
 def choose_penalty(train: Array, task: ProbeTask, recipe: ProbeRecipe) -> float:
@@ -73,8 +104,8 @@ def choose_penalty(train: Array, task: ProbeTask, recipe: ProbeRecipe) -> float:
                 continue
         rows, others = rotate(train[fit], train[held])
         for position, penalty in enumerate(grid):
-            score = fit_linear(rows, task.target[fit], others, penalty, task.classes)
-            losses[position] += _loss(score, task.target[held], task.classes)
+            score = fit_linear(rows, task.part(fit), others, penalty)
+            losses[position] += _loss(score, task.target[held], task)
     return grid[int(losses.argmin())]
 
 
@@ -89,17 +120,34 @@ def patient_folds(strata: NDArray[np.int64], groups: tuple[str, ...]) -> NDArray
     return np.array([fold_of[group] for group in groups], dtype=np.int64)
 
 
-def fit_linear(train: Array, target: NDArray[np.generic], test: Array, penalty: float, classes: int) -> Array:
-    """scikit-learn's multinomial logistic regression (classes weighted equally), or ridge with alpha = 1 / penalty."""
-    if not classes:
-        return np.asarray(Ridge(alpha=1 / penalty).fit(train, target).predict(test))
+def fit_linear(train: Array, task: ProbeTask, test: Array, penalty: float) -> Array:
+    """Scores by scikit-learn's multinomial logistic regression (classes weighted equally), or by ridge with
+    alpha = 1 / penalty; ordered levels and several labels: by one logistic regression each."""
+    match task.kind:
+        case "regression":
+            return np.asarray(Ridge(alpha=1 / penalty).fit(train, task.target).predict(test))
+        case "ordinal":
+            above = [_fit_binary(train, task.target > level, test, penalty) for level in range(task.classes - 1)]
+            return level_probabilities(np.stack(above, axis=1))
+        case "multilabel":
+            parts = [task.label(number) for number in range(task.classes)]
+            return np.stack([_fit_binary(train[known], one.target == 1, test, penalty) for one, known in parts], axis=1)
     model = LogisticRegression(C=penalty, class_weight="balanced", tol=1e-5, max_iter=5000)
-    model.fit(train, target)
-    return _all_classes(model.predict_proba(test), model.classes_, classes)
+    model.fit(train, task.target)
+    return _all_classes(model.predict_proba(test), model.classes_, task.classes)
+
+
+def level_probabilities(above: Array) -> Array:
+    """`[row, level]` from P(y > k) `[row, threshold]`, which is first made to fall with k."""
+    falling = np.minimum.accumulate(above, axis=1)
+    edges = np.concatenate([np.ones((len(above), 1)), falling, np.zeros((len(above), 1))], axis=1)
+    return np.asarray(edges[:, :-1] - edges[:, 1:])
 
 
 def knn_probe(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe) -> Array:
     """Votes of (or mean over) the nearest rows by cosine; never more neighbours than the rarest class has rows."""
+    if task.kind == "multilabel":
+        return _knn_per_label(train, test, task, recipe)
     count = max(1, min(recipe.neighbours, int(np.bincount(task.strata).min())))
     kind = KNeighborsClassifier if task.classes else KNeighborsRegressor
     model = kind(count, metric="cosine", algorithm="brute").fit(train, task.target)
@@ -108,16 +156,56 @@ def knn_probe(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe) -
     return _all_classes(model.predict_proba(test), model.classes_, task.classes)
 
 
+def _linear_per_label(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe) -> tuple[Array, float]:
+    scores, penalties = np.zeros((len(test), task.classes)), []
+    for number in range(task.classes):
+        one, known = task.label(number)
+        if len(np.unique(one.target)) < 2:
+            scores[:, number] = one.target.mean() if len(known) else 0.5
+            continue
+        probabilities, penalty = linear_probe(train[known], test, one, recipe)
+        scores[:, number] = probabilities[:, 1]
+        penalties.append(penalty)
+    return scores, float(np.exp(np.mean(np.log(penalties)))) if penalties else recipe.preset_penalty
+
+
+def _knn_per_label(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe) -> Array:
+    scores = np.full((len(test), task.classes), 0.5)
+    for number in range(task.classes):
+        one, known = task.label(number)
+        if len(np.unique(one.target)) == 1:
+            scores[:, number] = one.target[0]
+        elif len(known):
+            scores[:, number] = knn_probe(train[known], test, one, recipe)[:, 1]
+    return scores
+
+
+def _fit_binary(train: Array, positive: NDArray[np.bool_], test: Array, penalty: float) -> Array:
+    """Probability of the positive class; where training rows are all alike, theirs (1/2 without any)."""
+    if len(np.unique(positive)) < 2:
+        return np.full(len(test), positive.mean() if len(positive) else 0.5)
+    model = LogisticRegression(C=penalty, class_weight="balanced", tol=1e-5, max_iter=5000).fit(train, positive)
+    return np.asarray(model.predict_proba(test)[:, 1])
+
+
 def _all_classes(probabilities: Array, present: NDArray[np.generic], classes: int) -> Array:
     scores = np.zeros((len(probabilities), classes))
     scores[:, present.astype(np.int64)] = probabilities
     return scores
 
 
-def _loss(score: Array, target: NDArray[np.generic], classes: int) -> float:
-    """Cross-entropy with equal weight per class, or squared error."""
-    if not classes:
+def _loss(score: Array, target: NDArray[np.generic], task: ProbeTask) -> float:
+    """Cross-entropy with equal weight per class, over thresholds for ordered levels; or squared error."""
+    if task.kind == "regression":
         return float(((score - target.astype(np.float64)) ** 2).sum())
     numbers = target.astype(np.int64)
-    share = np.bincount(numbers, minlength=classes)[numbers]
+    if task.kind == "ordinal":
+        below = np.cumsum(score, axis=1)[:, :-1]
+        pairs = [np.stack([below[:, level], 1 - below[:, level]], axis=1) for level in range(task.classes - 1)]
+        return sum(_cross_entropy(pair, (numbers > level).astype(np.int64)) for level, pair in enumerate(pairs))
+    return _cross_entropy(score, numbers)
+
+
+def _cross_entropy(score: Array, numbers: NDArray[np.int64]) -> float:
+    share = np.bincount(numbers, minlength=score.shape[1])[numbers]
     return float((-np.log(np.clip(score[np.arange(len(score)), numbers], 1e-12, 1)) / share).sum())

@@ -1,7 +1,8 @@
 """The report of a benchmark: one page for people, the numbers for papers and scripts.
 
     OUT/report.html     self-contained: text, tables, curves, pictures, configs
-    OUT/results.md  results.csv  results.tex
+    OUT/results.md  results.tex
+    OUT/results.csv  areas.csv  costs.csv
     OUT/figures/*.png  *.svg
 
 Keys of series and patients stay out of it, and so do paths, except in the configs as the user wrote them.
@@ -14,24 +15,28 @@ from pathlib import Path
 
 from lejepa_med.data.cache import write_atomically
 from lejepa_med.evaluation import report_page as html_page
+from lejepa_med.evaluation.report_answers import answers_section
+from lejepa_med.evaluation.report_comparisons import tables
+from lejepa_med.evaluation.report_costs import costs_csv, costs_section
+from lejepa_med.evaluation.report_csv import areas_csv, results_csv
 from lejepa_med.evaluation.report_data import Benchmark
+from lejepa_med.evaluation.report_formats import as_latex, as_markdown
 from lejepa_med.evaluation.report_pictures import curves_section, neighbours_section, tokens_section, views_section
 from lejepa_med.evaluation.report_sections import (
     configs_section,
-    costs_section,
     data_section,
     protocol_section,
     results_section,
     summary_section,
 )
-from lejepa_med.evaluation.report_tables import as_csv, as_latex, as_markdown, tables
-from lejepa_med.evaluation.report_text import listing
+from lejepa_med.evaluation.report_text import counted, listing
 
 Progress = Callable[[str, int, int], None]
 Section = Callable[[Benchmark, Path], str]
 _SECTIONS: tuple[tuple[str, Section], ...] = (
     ("Summary", summary_section),
     ("Results", results_section),
+    ("Errors and calibration", answers_section),
     ("Pretraining", curves_section),
     ("Views", views_section),
     ("Patch tokens", tokens_section),
@@ -55,7 +60,8 @@ def write_report(benchmark: Path, out: Path, progress: Progress | None = None) -
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     all_tables = tables(opened)
-    write_atomically(out / "results.csv", as_csv(opened).encode())
+    for name, made in (("results", results_csv), ("areas", areas_csv), ("costs", costs_csv)):
+        write_atomically(out / f"{name}.csv", made(opened).encode())
     write_atomically(out / "results.md", as_markdown(all_tables).encode())
     write_atomically(out / "results.tex", as_latex(all_tables).encode())
     sections = []
@@ -67,10 +73,7 @@ def write_report(benchmark: Path, out: Path, progress: Progress | None = None) -
             progress(f"report, {title.lower()}", done + 1, len(_SECTIONS))
     tasks = listing(list(opened.summary["tasks"]))
     title = f"{opened.reference or 'Benchmark'} on {tasks}"
-    lead = (
-        f"{len(opened.config.encoders)} encoders, {len(opened.cells)} cells, label budgets from few to all, "
-        "tested on held-out patients."
-    )
+    lead = f"{counted(len(opened.encoders), 'arm')}, {counted(len(opened.cells), 'cell')}, tested on held-out patients."
     page = out / "report.html"
     write_atomically(page, html_page.page(title, lead, sections).encode())
     return page

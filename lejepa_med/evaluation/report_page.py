@@ -24,10 +24,9 @@ nav{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;margin:1.2rem 0}a{color:var(--a
 figure{margin:1rem 0}figcaption{max-width:44rem;margin-top:.5rem}
 img{max-width:100%;height:auto;display:block}
 .panels{display:grid;gap:.8rem 1.2rem;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--least,17rem)),1fr))}
-.panels img{width:100%}.panels>div{max-width:34rem}
+.panels img{width:100%}.panels>div{max-width:34rem}.panels img[width]{width:auto}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;margin:.4rem 0;color:var(--ink)}
-.legend i{display:inline-block;width:1.5em;border-top:3px solid;vertical-align:.25em;margin-right:.45em}
-.legend i.control{border-top-style:dashed}.legend .off{color:var(--soft)}
+.legend svg{vertical-align:-.1em;margin-right:.45em}.legend .off{color:var(--soft)}
 .wide{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font:14px/1.35 system-ui,-apple-system,"Segoe UI","Liberation Sans",sans-serif;
 font-variant-numeric:tabular-nums}
@@ -35,13 +34,15 @@ th,td{padding:.38rem .8rem;text-align:left;vertical-align:top;font-weight:400;bo
 thead th{color:var(--soft);border-bottom:1px solid var(--ink);border-top:2px solid var(--ink);white-space:nowrap}
 tbody tr:last-child>*{border-bottom:2px solid var(--ink)}
 .scores th:first-child,.first th:first-child{position:sticky;left:0;background:#fff}
+.first th:first-child{white-space:nowrap}
 caption{text-align:left;font-weight:600;padding:.9rem .8rem .35rem}
 .scores td,.scores thead th:not(:first-child),.n{text-align:right;white-space:nowrap}
+.scores td.text{text-align:left;white-space:normal;min-width:6rem}
 .scores td.absent{text-align:left;color:var(--soft);font-style:italic}
 .ci{display:block;color:var(--soft);font-size:12px}
 .best{font-weight:650}.best .ci{font-weight:400}.ahead{color:var(--ahead)}.behind{color:var(--behind)}
 .cannot-tell{color:var(--soft)}
-details{margin:.8rem 0}summary{cursor:pointer}
+details{margin:.8rem 0}summary{cursor:pointer}summary,h4{font-size:1rem;font-weight:600}h4{margin:1.6rem 0 0}
 pre{font:12.5px/1.45 ui-monospace,"Liberation Mono",monospace;background:#f7f7f5;padding:1rem;overflow-x:auto}
 @media(max-width:40rem){body{font-size:16px;padding-top:1.4rem}h1{font-size:1.55rem}th,td{padding:.34rem .5rem}
 .scores th:first-child,.first th:first-child{max-width:8.2rem;white-space:normal}}
@@ -68,9 +69,21 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 
 def paragraph(text: str, style: str = "") -> str:
     """Text, escaped; words in backticks are code."""
-    parts = html.escape(text.replace(" %", NBSP_PERCENT)).split("`")
+    parts = html.escape(
+        text.replace(" %", NBSP_PERCENT).replace("p = ", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    ).split("`")
     marked = "".join(f"<code>{part}</code>" if odd % 2 else part for odd, part in enumerate(parts))
     return f'<p class="{style}">{marked}</p>' if style else f"<p>{marked}</p>"
+
+
+def bullets(texts: Sequence[str]) -> str:
+    """A list of texts, each as `paragraph` would set it."""
+    return f"<ul>{''.join(f'<li>{paragraph(text)[3:-4]}' for text in texts)}</ul>"
+
+
+def heading(text: str, level: int = 3) -> str:
+    """Text of a heading inside a section, escaped."""
+    return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
 def image(content: bytes, kind: str, alternative: str, width: int | None = None) -> str:
@@ -89,12 +102,10 @@ def panels(contents: Sequence[str], least: str = "17rem") -> str:
     return f'<div class=panels style="--least:{least}">{"".join(f"<div>{content}</div>" for content in contents)}</div>'
 
 
-def legend(entries: Sequence[tuple[str, str, bool, bool]]) -> str:
-    """Names with their line: (name, colour, is a control, has numbers)."""
+def legend(entries: Sequence[tuple[str, str, bool]]) -> str:
+    """Names with their line: (name, SVG of the line, has numbers)."""
     items = "".join(
-        f'<span class="{"" if there else "off"}"><i class="{"control" if control else ""}" '
-        f'style="border-color:{colour}"></i>{html.escape(name)}</span>'
-        for name, colour, control, there in entries
+        f'<span class="{"" if there else "off"}">{line}{html.escape(name)}</span>' for name, line, there in entries
     )
     return f"<div class=legend>{items}</div>"
 
@@ -114,3 +125,8 @@ def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], numeric: Seq
 def folded(title: str, text: str) -> str:
     """A text that opens on a click."""
     return f"<details><summary>{html.escape(title)}</summary><pre>{html.escape(text)}</pre></details>"
+
+
+def unfolding(title: str, content: str) -> str:
+    """HTML that opens on a click."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"

@@ -13,7 +13,7 @@ from PIL import Image
 from lejepa_med.config.evaluation import slug
 from lejepa_med.errors import DataError, WeightsError
 from lejepa_med.evaluation.report_data import Benchmark
-from lejepa_med.evaluation.report_figures import agreement, chance_agreement, nearest, neighbour_sheet, query_rows
+from lejepa_med.evaluation.report_neighbours import agreement, chance_agreement, nearest, neighbour_sheet, query_rows
 from lejepa_med.evaluation.report_page import captioned, image, panels, paragraph
 from lejepa_med.training.log import read_log
 from lejepa_med.viz.canvas import save_image
@@ -55,8 +55,8 @@ def tokens_section(benchmark: Benchmark, figures: Path) -> str:
     if cache is None or benchmark.run is None:
         return paragraph("The cache or the run is not where the config says, so there are no pictures.", "note")
     task = next(iter(benchmark.summary["tasks"]))
-    keys = sorted(benchmark.truths(task))[:_EXAMPLES]
-    encoder = next(encoder for encoder in benchmark.config.encoders if encoder.kind == "run")
+    keys = benchmark.test_series(task)[:_EXAMPLES]
+    encoder = next(encoder for encoder in benchmark.encoders if encoder.kind == "run")
     try:
         shares = pca_picture(load_backbone(encoder.path), [cache.read(key) for key in keys], figures / "tokens.png")
     except (WeightsError, DataError):
@@ -76,7 +76,7 @@ def neighbours_section(benchmark: Benchmark, figures: Path) -> str:
     if cache is None:
         return ""
     shown = [
-        next((encoder.name for encoder in benchmark.config.encoders if encoder.kind == kind), None)
+        next((encoder.name for encoder in benchmark.encoders if encoder.kind == kind), None)
         for kind in ("run", "random")
     ]
     parts = []

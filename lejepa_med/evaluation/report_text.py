@@ -1,29 +1,22 @@
-"""The summary in words, made from the numbers: who is ahead, by how much, and where the data cannot tell."""
+"""Sentences made from numbers: what an arm reaches, whom it is ahead of and by how much, what nobody can tell."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lejepa_med.evaluation.bootstrap import MIN_PATIENTS
-from lejepa_med.evaluation.report_data import (
-    METHODS,
+from lejepa_med.evaluation.report_data import Benchmark, Row
+from lejepa_med.evaluation.report_names import (
+    METHOD_PHRASES,
     METRICS,
-    NO_WEIGHTS,
     PERCENT,
-    Benchmark,
+    SIGNIFICANT,
     Budget,
-    Row,
+    chance_value,
+    labels_per,
     number,
-    strata_name,
+    p_value,
     unit,
-    without_paths,
 )
-
-_METHOD_PHRASE = {
-    "finetune": "with full fine-tuning",
-    "linear": "with a frozen linear probe",
-    "knn": "with frozen k-NN",
-}
 
 
 def verdict(difference: Row) -> str:
@@ -35,18 +28,10 @@ def verdict(difference: Row) -> str:
     return "behind" if difference["high"] < 0 else "cannot tell"
 
 
-def summary_paragraphs(benchmark: Benchmark) -> list[tuple[str, list[str]]]:
-    """Per task its name and one paragraph for each method."""
-    return [
-        (task, [method_paragraph(benchmark, task, method) for method in benchmark.methods(task)])
-        for task in benchmark.summary["tasks"]
-    ]
-
-
 def method_paragraph(benchmark: Benchmark, task: str, method: str) -> str:
     """Score of the reference with the most labels, its comparisons there, and how they go over all budgets."""
     reference, budgets = benchmark.reference, benchmark.budgets(task, method)
-    phrase = _METHOD_PHRASE[method]
+    phrase = METHOD_PHRASES[method]
     scored = [
         row
         for key, row in benchmark.row_of.items()
@@ -72,11 +57,12 @@ def fewer_labels_sentence(differences: Sequence[Row]) -> str:
         for row in differences:
             if verdict(row) == outcome:
                 found.setdefault(row["other"], []).append(row["budget"])
-        said += [f"{phrase} {_quoted(name)} at {listing([str(b) for b in budgets])}" for name, budgets in found.items()]
+        said += [f"{phrase} {quoted(name)} at {listing([str(b) for b in budgets])}" for name, budgets in found.items()]
     if not said:
         return "With fewer labels the data cannot tell it from any of them."
     rest = "" if all(verdict(row) != "cannot tell" for row in differences) else "; elsewhere the data cannot tell"
-    return f"With fewer labels per {strata_name(differences[0]['kind'])} it is {'; '.join(said)}{rest}."
+    fewer = labels_per(differences[0]["kind"])
+    return f"With fewer {fewer} it is, before correction, {'; '.join(said)}{rest}."
 
 
 def comparison_sentences(differences: Sequence[Row]) -> list[str]:
@@ -85,98 +71,76 @@ def comparison_sentences(differences: Sequence[Row]) -> list[str]:
     for outcome, opening in (("ahead", "is ahead of"), ("behind", "is behind")):
         found = [row for row in differences if verdict(row) == outcome]
         if found:
-            listed = listing([f"{_quoted(row['other'])} by {_amount(row, absolute=True)}" for row in found])
+            listed = listing([f"{quoted(row['other'])} by {amount(row, absolute=True)}" for row in found])
             sentences.append(f"{found[0]['reference']} {opening} {listed}.")
     unclear = [row for row in differences if verdict(row) == "cannot tell"]
     if unclear:
-        listed = listing([f"{_quoted(row['other'])} ({_amount(row, absolute=False)})" for row in unclear])
+        listed = listing([f"{quoted(row['other'])} ({amount(row, absolute=False)})" for row in unclear])
         sentences.append(f"The data cannot tell {unclear[0]['reference']} from {listed}.")
     return sentences
 
 
-def missing_paragraph(benchmark: Benchmark) -> str:
-    """Encoders without weights, and how to give them; empty if there are none."""
-    names = [
-        encoder.name
-        for encoder in benchmark.config.encoders
-        if any(benchmark.status(task, "linear", encoder) == NO_WEIGHTS for task in benchmark.summary["tasks"])
-    ]
-    if not names:
-        return ""
-    one = len(names) == 1
-    said = [without_paths(text) for text in benchmark.summary["messages"] if NO_WEIGHTS in text]
-    hints = [text.partition(f"{NO_WEIGHTS}; ")[2] for text in said]
-    how = f" To fill {'it' if one else 'them'} in, {'; '.join(hints)}." if hints else ""
-    rows = "row is" if one else "rows are"
-    them = "it" if one else "them"
-    return f"{listing(names)}: {NO_WEIGHTS}, so the {rows} empty and nothing is said about {them}.{how}"
-
-
-def protocol_paragraphs(benchmark: Benchmark) -> list[str]:
-    """How the numbers were made, from the config."""
-    config = benchmark.config
-    probe, recipe, holdout = config.probe, config.finetune, config.holdout
-    share = f"{holdout.test_fraction:.0%}".replace("%", " %")
-    penalties = ", ".join(f"{penalty:g}" for penalty in probe.penalties)
-    paragraphs = [
-        f"Patients, never scans, are split: about {share} of them (holdout seed {holdout.seed}) are only tested on, "
-        "the same for every encoder. Label budgets count per class (regression: per quintile of the training targets) "
-        "and include the labels used for validation; `all` is every training label. With one seed, larger budgets "
-        f"contain the smaller ones. Frozen budgets are drawn with {config.seeds} seeds, and `all` once. Intervals are "
-        f"bootstrapped over test patients; with fewer than {MIN_PATIENTS} of them none is given and nothing claimed.",
-        "Frozen features are the last two blocks or stages, standardised on the training patients. The linear probe is "
-        f"an L2-penalised logistic (regression: ridge) model; its inverse penalty is chosen from {penalties} by "
-        f"cross-validation over patients, and fixed at {probe.preset_penalty:g} below five labels per class. "
-        f"k-NN uses the {probe.neighbours} nearest neighbours by cosine.",
-    ]
-    if "finetune" in config.methods:
-        paragraphs.append(
-            f"Fine-tuning trains the whole network and a new head: AdamW, {recipe.epochs} epochs and at least "
-            f"{recipe.min_steps} steps, batches of {recipe.batch_size}, learning rate {recipe.lr:g} for the head and "
-            f"{recipe.backbone_lr_factor:g} of it for the backbone{_layers(recipe.layer_decay)}, "
-            f"weight decay {recipe.weight_decay:g}, shifts up to {recipe.shift_voxels} voxels; "
-            f"{config.finetune_seeds} seeds, the same recipe for every encoder."
-        )
-    paragraphs.append(
-        "Intervals are 95 % percentile intervals of 2,000 bootstrap draws of test patients, each scored per seed and "
-        "averaged; differences are paired, on the same draws. They speak about other test patients, not about another "
-        "pretraining, and are not corrected for the number of comparisons on this page."
-    )
-    return paragraphs
+def duplicate_sentence(duplicates: dict[str, Row]) -> str:
+    """What the check for like images on both sides found."""
+    like = []
+    for side, of in (("tasks", "training scans of task"), ("pretraining", "pretraining scans of")):
+        for name, one in duplicates[side].items():
+            copies = f" ({one['exact']} an exact copy)" if one["exact"] else ""
+            if one["near"]:
+                like.append(
+                    f"{one['near']} of {one['tested']} have a near duplicate{copies} among the {of} {quoted(name)}"
+                )
+    also = " and, where they are in the cache, pretraining scans" if duplicates["pretraining"] else ""
+    opening = f"Thumbnails of test scans were compared with those of training scans{also}"
+    if not like:
+        return f"{opening}: none are near duplicates."
+    return f"{opening}: {listing(like)}; summary.json names the pairs by their keys."
 
 
 def _score_sentence(benchmark: Benchmark, row: Row, phrase: str) -> str:
     metric = row["metric"]
     described = benchmark.summary["tasks"][row["task"]]
     interval = _interval(row["low"], row["high"], metric)
-    chance = f", where chance is {100 / len(described['classes']):.0f} %" if _has_chance(described) else ""
     article = "an" if metric in ("r2", "auroc") else "a"
     return (
-        f"{phrase[0].upper()}{phrase[1:]} on {_labels_phrase(row)}, {row['encoder']} reaches {article} "
+        f"{phrase[0].upper()}{phrase[1:]} on {_labels_phrase(row)}, {quoted(row['encoder'])} reaches {article} "
         f"{METRICS[metric]} of {number(row['value'], metric)}{unit(metric)} (95 % interval {interval}) on "
-        f"{described['test_patients']} test patients{chance}."
+        f"{described['test_patients']} test patients{_chance(described)}."
     )
 
 
-def _has_chance(described: Row) -> bool:
-    return bool(described["classes"]) and described["metric"] == "balanced_accuracy"
+def _chance(described: Row) -> str:
+    if described["kind"] not in ("classification", "multilabel"):
+        return ""
+    chance = chance_value(described)
+    return (
+        f", where chance is {chance:.0f} %" if described["kind"] == "classification" else f", where chance is {chance}"
+    )
 
 
 def _labels_phrase(row: Row) -> str:
     if row["budget"] == "all":
-        return f"all {row['labels']} training labels"
-    label = "label" if row["budget"] == 1 else "labels"
-    return f"{row['budget']} {label} per {strata_name(row['kind'])} ({row['labels']} in all)"
+        name = {"segmentation": "volumes", "multilabel": "samples"}.get(row["kind"], "labels")
+        return f"all {row['labels']} training {name}"
+    if row["kind"] == "segmentation":
+        return f"{row['labels']} labelled {'volume' if row['labels'] == 1 else 'volumes'}"
+    per = labels_per(row["kind"])
+    return f"{row['budget']} {per.replace('s per', ' per') if row['budget'] == 1 else per} ({row['labels']} in all)"
 
 
-def _amount(row: Row, absolute: bool) -> str:
+def amount(row: Row, absolute: bool, with_p: bool = False) -> str:
+    """A difference with its interval and its adjusted p, or a word where its claim does not outlive the correction."""
     metric = row["metric"]
     value, low, high = row["difference"], row["low"], row["high"]
     if absolute and value < 0:
         value = -value
         low, high = (None if end is None else -end for end in (high, low))
     points = " points" if metric in PERCENT else ""
-    interval = _interval(low, high, metric)
+    p = row.get("p_adjusted")
+    corrected = f"; p = {p_value(p)}" if with_p and p is not None else ""
+    if not with_p and p is not None and p > SIGNIFICANT and verdict(row) != "cannot tell":
+        corrected = f"; not after correction, p = {p_value(p)}"
+    interval = _interval(low, high, metric) + corrected
     return f"{number(value, metric, sign=not absolute)}{points}{' (' + interval + ')' if absolute else ', ' + interval}"
 
 
@@ -186,7 +150,7 @@ def _interval(low: float | None, high: float | None, metric: str) -> str:
     return f"{number(low, metric)} to {number(high, metric)}"
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     return f'"{name}"' if " " in name else name
 
 
@@ -194,10 +158,6 @@ def listing(items: Sequence[str]) -> str:
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
-def method_title(method: str) -> str:
-    """`Full fine-tuning`, `Frozen, linear probe` or `Frozen, k-NN`."""
-    return METHODS[method][0].upper() + METHODS[method][1:]
-
-
-def _layers(decay: float) -> str:
-    return "" if decay == 1 else f", times {decay:g} for each layer towards the input"
+def counted(count: int, name: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{count:,} {name}{'' if count == 1 else 's'}"

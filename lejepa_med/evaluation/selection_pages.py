@@ -21,7 +21,7 @@ import pandas as pd
 from lejepa_med.config import SelectConfig, dump_yaml
 from lejepa_med.config.selection import PAPER_ALPHA
 from lejepa_med.data.cache import write_atomically
-from lejepa_med.evaluation.report_data import METRICS
+from lejepa_med.evaluation.report_names import METRICS
 from lejepa_med.evaluation.selection import Agreement, Ranked, Selection
 from lejepa_med.evaluation.selection_runs import RunScore
 from lejepa_med.evaluation.selection_statistics import MIN_GROUP, Correlation

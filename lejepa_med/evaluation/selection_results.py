@@ -19,7 +19,7 @@ import pandas as pd
 
 from lejepa_med.config import BenchmarkConfig, SelectConfig, load_config
 from lejepa_med.errors import DataError
-from lejepa_med.evaluation.report_data import METRICS
+from lejepa_med.evaluation.report_names import METRICS
 from lejepa_med.evaluation.selection_runs import RunScore
 
 

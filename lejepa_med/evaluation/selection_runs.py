@@ -118,6 +118,8 @@ def _fill_record(row: RunScore, config: PretrainConfig) -> None:
         raise NotScoredError("it is not finished; end it with `lejepa-med pretrain --resume`")
     if config.data.cache is None:
         raise NotScoredError("its data was given in Python, and no cache holds its held-out patients")
+    if config.objective.kind != "lejepa":
+        raise NotScoredError(f"it was trained with {config.objective.kind}: losses of LeJEPA runs are compared")
     row.lam = resolve_lam(config.objective.lam, config.train.batch_size)
     row.batch = config.train.batch_size
     if row.lam <= 0:

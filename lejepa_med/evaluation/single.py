@@ -17,13 +17,17 @@ from lejepa_med.weights import load_backbone
 
 
 def run_probe(config: ProbeConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Linear and k-NN probes of one model over label budgets; what `result.json` holds."""
+    """Probes of one frozen model over label budgets, of masks a linear head and a small decoder; as `result.json`."""
+    if config.task.kind == "segmentation":
+        return _run(config, _segmenting(config, ("segment_linear", "segment_decoder")), out, progress)
     grid = _grid(config, methods=("linear", "knn"), budgets=config.budgets, seeds=config.seeds, probe=config.probe)
     return _run(config, grid, out, progress)
 
 
 def run_finetune(config: FinetuneConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
-    """Full fine-tuning of one model over label budgets; what `result.json` holds."""
+    """Full fine-tuning of one model over label budgets, of masks with a small decoder; what `result.json` holds."""
+    if config.task.kind == "segmentation":
+        return _run(config, _segmenting(config, ("segment_finetune",)), out, progress)
     grid = _grid(
         config,
         methods=("finetune",),
@@ -34,10 +38,16 @@ def run_finetune(config: FinetuneConfig, out: Path, progress: Progress | None = 
     return _run(config, grid, out, progress)
 
 
+def _segmenting(config: ProbeConfig | FinetuneConfig, methods: tuple[str, ...]) -> BenchmarkConfig:
+    settings = {"finetune_budgets": config.budgets, "finetune_seeds": config.seeds}
+    return _grid(config, methods=methods, segmentation=config.segmentation, **settings)
+
+
 def _grid(config: ProbeConfig | FinetuneConfig, **settings: Any) -> BenchmarkConfig:
     shared = {"data": config.data, "tasks": (config.task,), "holdout": config.holdout, "device": config.device}
     encoder = RunEncoder(name="model", path=config.model)
-    return BenchmarkConfig(encoders=(encoder,), transductive=config.transductive, **shared, **settings)
+    shared |= {"transductive": config.transductive, "allow_duplicates": config.allow_duplicates}
+    return BenchmarkConfig(encoders=(encoder,), **shared, **settings)
 
 
 def _run(

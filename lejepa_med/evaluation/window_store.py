@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -15,10 +16,13 @@ _LIMIT_BYTES = 8 * 2**30
 
 
 class WindowStore:
-    """Windows by series; read and cut on first use, forgotten beyond the limit and then cut again."""
+    """Windows by series; read and cut on first use, forgotten beyond the limit and then cut again.
 
-    def __init__(self, cache: Cache, cut: Cutter, limit_bytes: int = _LIMIT_BYTES) -> None:
-        self.cache, self.cut, self.free = cache, cut, limit_bytes
+    `are_slices`: windows are slices of a volume, of which training may draw some. A sample may have several series.
+    """
+
+    def __init__(self, cache: Cache, cut: Cutter, limit_bytes: int = _LIMIT_BYTES, *, are_slices: bool = False) -> None:
+        self.cache, self.cut, self.free, self.are_slices = cache, cut, limit_bytes, are_slices
         self._kept: dict[str, Tensor] = {}
 
     def of(self, series_key: str) -> Float[Tensor, "window channel *size"]:
@@ -33,7 +37,20 @@ class WindowStore:
             self._kept[series_key] = images
         return images
 
-    def batch(self, series: Sequence[str]) -> tuple[Float[Tensor, "window channel *size"], list[int]]:
-        """The windows of several volumes in a row, float32, and how many belong to each."""
-        parts = [self.of(key) for key in series]
+    def batch(self, samples: Sequence[Sequence[str]]) -> tuple[Float[Tensor, "window channel *size"], list[int]]:
+        """The windows of several samples in a row, float32, and how many belong to each."""
+        parts = [torch.cat([self.of(key) for key in members]) for members in samples]
         return torch.cat(parts).to(torch.float32), [len(part) for part in parts]
+
+    def drawn(
+        self, samples: Sequence[Sequence[str]], most: int, generator: np.random.Generator
+    ) -> tuple[Float[Tensor, "window channel *size"], list[int]]:
+        """As `batch`, with at most so many slices of each sample, drawn anew; other windows are all used."""
+        images, counts = self.batch(samples)
+        if not self.are_slices or max(counts) <= most:
+            return images, counts
+        chosen, start = [], 0
+        for count in counts:
+            chosen.append(start + np.sort(generator.permutation(count)[:most]))
+            start += count
+        return images[torch.from_numpy(np.concatenate(chosen))], [len(rows) for rows in chosen]

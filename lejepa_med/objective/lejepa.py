@@ -80,3 +80,8 @@ class LeJEPALoss(nn.Module):
             prediction = prediction_loss(embeddings, num_global)
             sigreg = self.sigreg(embeddings, step)
             return LossParts((1 - lam) * prediction + lam * sigreg, prediction, sigreg, lam)
+
+    def mix(self, prediction: float, sigreg: float, num_samples: int) -> float:
+        """The total of two parts, with the weight that a global batch of `num_samples` has."""
+        lam = resolve_lam(self.lam, num_samples)
+        return (1 - lam) * prediction + lam * sigreg

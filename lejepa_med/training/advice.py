@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lejepa_med.config import PretrainConfig
 from lejepa_med.training.advice_lines import Line, Lines
-from lejepa_med.training.advice_rules import RULES
+from lejepa_med.training.advice_rules import OF_LEJEPA, RULES
 from lejepa_med.training.log import is_missing
 
 
@@ -25,7 +25,8 @@ def advise(lines: Lines, config: PretrainConfig, probes: Lines = ()) -> list[Adv
         return []
     if probes:
         lines = [*lines[:-1], {**lines[-1], "probes": list(probes)}]
-    found = ((code, rule(lines, config)) for code, rule in RULES.items())
+    silent = () if config.objective.kind == "lejepa" else OF_LEJEPA
+    found = ((code, rule(lines, config)) for code, rule in RULES.items() if code not in silent)
     return [Advice(code, sentence) for code, sentence in found if sentence is not None]
 
 

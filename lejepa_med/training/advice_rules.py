@@ -65,14 +65,15 @@ def _collapse_features(lines: Lines, config: PretrainConfig) -> str | None:
     seen = _collapsed(lines, config, "feature")
     return seen and (
         f"backbone features {seen}: the backbone has collapsed, even if projections and loss look fine; "
-        f"lower optim.lr (now {config.optim.lr:g}) or raise objective.lam ({_lam(config)})"
+        f"lower optim.lr (now {config.optim.lr:g}) or {_more_spread(config)}"
     )
 
 
 def _collapse_projections(lines: Lines, config: PretrainConfig) -> str | None:
     seen = _collapsed(lines, config, "projection")
+    regulariser = "SIGReg" if config.objective.kind == "lejepa" else "the variance term"
     return seen and (
-        f"projections {seen}: SIGReg is too weak against the prediction term; raise objective.lam ({_lam(config)}), "
+        f"projections {seen}: {regulariser} is too weak against the prediction term; {_more_spread(config)}, "
         f"and lower optim.lr (now {config.optim.lr:g}) if that does not help"
     )
 
@@ -215,6 +216,12 @@ def _gradients(lines: Lines, config: PretrainConfig) -> tuple[float, float]:
     return norms[-1], max(median(norms[:-1]), 1e-12)
 
 
+def _more_spread(config: PretrainConfig) -> str:
+    if config.objective.kind == "lejepa":
+        return f"raise objective.lam ({_lam(config)})"
+    return f"raise objective.vicreg.variance (now {config.objective.vicreg.variance:g})"
+
+
 def _lam(config: PretrainConfig) -> str:
     lam = config.objective.lam
     now = resolve_lam(lam, config.train.batch_size)
@@ -238,3 +245,5 @@ RULES: dict[str, Callable[[Lines, PretrainConfig], str | None]] = {
     "gradient_vanishes": _gradient_vanishes,
 }
 """In the order in which they are said."""
+OF_LEJEPA = ("sigreg_high", "sigreg_low", "small_batch")
+"""Rules about a loss that holds SIGReg; with another objective they say nothing."""

@@ -21,7 +21,7 @@ from lejepa_med.config import PretrainConfig
 from lejepa_med.data.cache import file_digest
 from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.errors import DataError
-from lejepa_med.objective import LeJEPALoss
+from lejepa_med.objective import build_objective
 from lejepa_med.training.bottleneck import Stage
 from lejepa_med.training.devices import choose_device, uses_bf16
 from lejepa_med.training.model import Pretrainer
@@ -146,8 +146,8 @@ def _measure_model(views: list[Tensor], config: PretrainConfig, device: torch.de
     if device.type != "cuda":
         views = [of_size[:, :_CPU_STEP] for of_size in views]
     model = Pretrainer(build(config.model), config.projector, config.train.micro_batch).to(device).train()
-    loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
-    optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
+    loss_function = build_objective(config.objective, config.seed)
+    optimizer = build_optimizer(model, config.optim)
     shape = (sum(len(of_size) for of_size in views), views[0].shape[1], config.projector.dim)
     loss_function(torch.randn(shape, device=device), config.views.num_global, 0)  # builds its kernel, once
 

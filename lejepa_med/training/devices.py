@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +11,7 @@ import torch
 from lejepa_med.config import PretrainConfig
 from lejepa_med.distributed import started_ranks
 from lejepa_med.errors import UserError
+from lejepa_med.machine import peak_resident_bytes
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,4 +70,4 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: of the device on CUDA, resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident_bytes()

@@ -20,7 +20,7 @@ from lejepa_med.data.dataset import Batch, StepDataset
 from lejepa_med.data.prefetch import Fed, feed
 from lejepa_med.distributed import end_together
 from lejepa_med.errors import DataError, UserError
-from lejepa_med.objective import LeJEPALoss
+from lejepa_med.objective import build_objective
 from lejepa_med.training.background_probe import BackgroundProbe
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.devices import choose_device, uses_bf16
@@ -64,8 +64,8 @@ def train(
     tune(model.backbone, config.train)
     network = distribute(model, config.train)
     crop = BatchedMultiCrop(config.views, model.backbone.in_channels)
-    loss_function = LeJEPALoss(**config.objective.model_dump(), seed=config.seed)
-    optimizer = build_optimizer(model, config.optim, is_vit="vit" in config.model.name)
+    loss_function = build_objective(config.objective, config.seed)
+    optimizer = build_optimizer(model, config.optim)
     state = TrainingState(model, optimizer, config, run)
     done = saved = start = state.restore() if resume else state.begin()
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=uses_bf16(config, device))

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lejepa_med.config import PretrainConfig
 from lejepa_med.data.dataset import StepDataset
 from lejepa_med.distributed import alone, gather_objects, gather_samples, num_ranks
-from lejepa_med.objective import LeJEPALoss, SIGReg, epps_pulley, random_directions, resolve_lam
+from lejepa_med.objective import Objective, SIGReg, epps_pulley, random_directions
 from lejepa_med.training.fixed_scans import FixedScans, first_patients, repeated_scans
 from lejepa_med.training.micro_batch import embed_views
 from lejepa_med.training.model import Pretrainer
@@ -125,10 +125,13 @@ def mode_gap(backbone: nn.Module, views: Float[Tensor, "view sample *image"]) ->
     return float(1 - cosine.mean())
 
 
-def fixed_loss(model: Pretrainer, scans: FixedScans, loss_function: LeJEPALoss, num_global: int, lam: float) -> Numbers:
+def fixed_loss(
+    model: Pretrainer, scans: FixedScans, loss_function: Objective, num_global: int, num_samples: int
+) -> Numbers:
     """Total, prediction and sigreg of scans that are always the same, with views and directions that are, too.
 
-    The moments of the batch normalise it, as in training; running ones are neither used nor changed.
+    The moments of the batch normalise it, as in training; running ones are neither used nor changed. The parts are
+    mixed as in a global batch of `num_samples`.
     """
     with undisturbed(model):
         model.train()
@@ -136,7 +139,7 @@ def fixed_loss(model: Pretrainer, scans: FixedScans, loss_function: LeJEPALoss, 
         projections = model.projector(features.flatten(0, 1)).unflatten(0, features.shape[:2])
         loss = loss_function(projections, num_global, 0)
     prediction, sigreg = float(loss.prediction), float(loss.sigreg)
-    return {"total": (1 - lam) * prediction + lam * sigreg, "prediction": prediction, "sigreg": sigreg}
+    return {"total": loss_function.mix(prediction, sigreg, num_samples), "prediction": prediction, "sigreg": sigreg}
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -173,7 +176,7 @@ class Monitor:
     def __init__(
         self,
         model: Pretrainer,
-        loss_function: LeJEPALoss,
+        loss_function: Objective,
         config: PretrainConfig,
         dataset: StepDataset,
         held_out: StepDataset | None,
@@ -227,9 +230,8 @@ class Monitor:
         numbers["mode_gap"] = mode_gap(self.model.backbone, views[0][:, : max(2, self.group)])
         if any(isinstance(module, _BatchNorm) for module in self.model.backbone.modules()):
             numbers["batchnorm_batch"] = min(len(group) for group in views) * min(self.moments_over, len(patients))
-        lam = resolve_lam(self.config.objective.lam, self.config.train.batch_size)
         for name, scans in self._losses.items():
-            loss = fixed_loss(self.model, scans, self.loss_function, num_global, lam)
+            loss = fixed_loss(self.model, scans, self.loss_function, num_global, self.config.train.batch_size)
             numbers |= {f"{name}_{part}": value for part, value in loss.items()}
         if self._repeated is not None:
             numbers |= same_patient(self.model.backbone, self._repeated)

@@ -27,9 +27,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> float:
     return lr
 
 
-def build_optimizer(module: nn.Module, config: OptimConfig, is_vit: bool) -> torch.optim.AdamW:
+def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW without weight decay on norms, biases and tokens (parameters with fewer than two axes)."""
-    decay = config.weight_decay if config.weight_decay != "auto" else (5e-2 if is_vit else 5e-4)
+    decay = config.weight_decay
+    if decay == "auto":  # ViT, Swin, ConvNeXt; ResNet and the like
+        decay = 5e-2 if any(isinstance(part, nn.LayerNorm | nn.RMSNorm) for part in module.modules()) else 5e-4
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     matrices = [p for p in trained if _axes(p) >= 2]
     vectors = [p for p in trained if _axes(p) < 2]

@@ -19,6 +19,7 @@ import torch
 
 from lejepa_med.backbones import Backbone, build
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
+from lejepa_med.backbones.view_sizes import require_sizes
 from lejepa_med.config import PretrainConfig, dump_yaml, load_config
 from lejepa_med.data.cache import CachedVolume
 from lejepa_med.data.dataset import Source, StepDataset, split_monitored
@@ -37,7 +38,7 @@ from lejepa_med.training.background_probe import BackgroundProbe, Lines, Measure
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.checkpoint_file import has_checkpoint
 from lejepa_med.training.devices import choose_device, deterministic_kernels
-from lejepa_med.training.initial_weights import load_initial_weights
+from lejepa_med.training.initial_weights import start_from
 from lejepa_med.training.log import last_step, read_log
 from lejepa_med.training.loop import train
 from lejepa_med.training.model import Pretrainer
@@ -178,11 +179,16 @@ def _set_up(
     size = base_size(config, source)
     torch.manual_seed(config.seed)
     backbone = own if own is not None else build(config.model)
-    if config.init_from is not None and not (resume and has_checkpoint(out)):
-        load_initial_weights(backbone, config.init_from)
+    if not (resume and has_checkpoint(out)):
+        for change in start_from(backbone, config):
+            if hooks.warn is not None:
+                hooks.warn(f"init_from: {change}")
     spec = Spec(preprocess=preprocess, inference=config.inference or default_inference(config, size, source))
+    local = [config.views.local_size] if config.views.num_local else []
+    require_sizes(backbone, [config.views.global_size, *local, spec.inference.window], config.model.name)
     seen, _ = split_monitored(source, config.data.monitor_fraction, config.data.holdout.seed)
-    record = record_of(seen, config.init_from, config.init_from_seen)
+    fetched = Path(config.model.name) if config.init_download else None
+    record = record_of(seen, config.init_from or fetched, config.init_from_seen)
     if resume:
         require_same_series(out, record)
         require_same_spec(out, spec)

@@ -48,7 +48,9 @@ def check_folder(out: Path, config: PretrainConfig, resume: bool) -> None:
             if key.split(".")[-1] not in MOVABLE and key not in _PROBED
         ]
         if changed:
-            raise ConfigError(f"run {out}: cannot resume with another {', '.join(changed)}; start a new run instead")
+            raise ConfigError(
+                f"run {out}: cannot resume with another {', '.join(changed)}; repeat its settings, or start a new run"
+            )
         return
     if out.exists() and any(entry.name != LOCK for entry in out.iterdir()):
         raise OutputExistsError(f"run {out}: the folder is not empty; choose another --out, or --resume it")

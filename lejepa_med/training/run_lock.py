@@ -5,11 +5,11 @@ The kernel frees it at any death. It is of the process alone: loader processes t
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 from typing import IO
 
 from lejepa_med.errors import OutputExistsError
+from lejepa_med.file_locks import lock_for_process
 from lejepa_med.training.run_folder import LOCK
 
 
@@ -33,7 +33,7 @@ class RunLock:
         except OSError:  # what is written next says why
             return
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_for_process(file)
         except (BlockingIOError, PermissionError):
             file.close()
             raise OutputExistsError(

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from lejepa_med.backbones import Backbone
@@ -21,7 +22,7 @@ def tune(backbone: Backbone, config: TrainConfig) -> None:
     Names in its state dict stay.
 
     Raises:
-        ConfigError: activation checkpointing of a backbone without blocks.
+        ConfigError: activation checkpointing of a backbone without blocks, or with BatchNorm in them.
     """
     if config.channels_last:  # convolutions take the layout of their weights over to the images
         for parameter in backbone.parameters():
@@ -33,6 +34,11 @@ def tune(backbone: Backbone, config: TrainConfig) -> None:
             raise ConfigError(
                 f"train.activation_checkpointing: {type(backbone).__name__} has no blocks to run again; "
                 "it is for ViTs; use train.micro_batch"
+            )
+        if any(isinstance(part, _BatchNorm) for block in blocks for part in block.modules()):
+            raise ConfigError(
+                f"train.activation_checkpointing: the blocks of {type(backbone).__name__} hold BatchNorm, whose "
+                "running statistics would take every batch twice; set model.norm: group, or use train.micro_batch"
             )
         for block in blocks:
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)

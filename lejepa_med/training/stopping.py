@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from lejepa_med.distributed import Flags, agree, num_ranks, started_ranks
+from lejepa_med.distributed import Flags, agree, num_ranks, rank, started_ranks
 from lejepa_med.errors import UserError
 
 T = TypeVar("T")
@@ -18,6 +20,7 @@ class StopFlag:
     """Set by SIGTERM or SIGINT while its block lasts, which they do not end; read between steps.
 
     Who presses Ctrl-C a second time does not want to wait: that interrupts, where one process trains.
+    A step can take minutes, so the first one is answered at once.
     """
 
     stopped: bool = False
@@ -38,6 +41,10 @@ class StopFlag:
     def _stop(self, number: int, *_: object) -> None:
         if self.stopped and number == signal.SIGINT and started_ranks() == 1:
             raise KeyboardInterrupt
+        if not self.stopped and rank() == 0:
+            again = "; Ctrl-C now ends it at once, unsaved" if started_ranks() == 1 else ""
+            with contextlib.suppress(OSError):  # a closed terminal; `print` must not be used in a handler of signals
+                os.write(2, f"\nstopping: this step is finished and saved first{again}\n".encode())
         self.stopped = True
 
 

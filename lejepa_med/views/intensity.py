@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lejepa_med.config import ViewsConfig
-from lejepa_med.config.pretraining import MriIntensityConfig
+from lejepa_med.config.views import MriIntensityConfig
 from lejepa_med.randomness import generator
 
 

@@ -205,7 +205,8 @@ def _check(images: Tensor, config: ViewsConfig, channels: int | None, facts: Sam
         if any(have * config.max_magnification < want for have, want in zip(spatial, size, strict=True)):
             raise DataError(
                 f"{name(0)}: a base crop of {_times(spatial)} voxels is smaller than a view of {_times(size)} at "
-                f"max_magnification {config.max_magnification:g}; make views.base_crop_mm larger or the views smaller"
+                f"max_magnification {config.max_magnification:g}; make views.base_crop_mm larger or the views smaller, "
+                "or, where the scans themselves are that small, prepare them at a finer spacing"
             )
     if facts is not None and images.is_floating_point():
         finite = torch.isfinite(images.flatten(1).sum(1, dtype=torch.float32))

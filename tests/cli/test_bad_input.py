@@ -148,9 +148,12 @@ def test_prepare_of_kinds_that_are_not_there(fails: Fails, place: Place, tmp_pat
     assert "no series to prepare (found: 16 mri); set modality, modalities or sequences" in text
 
 
-def test_prepare_of_a_folder_that_is_no_index(fails: Fails, place: Place, tmp_path: Path) -> None:
-    text = fails("prepare", place / "archive", "--out", tmp_path / "cache")
+def test_prepare_of_a_folder_that_is_no_index(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "IM0001").write_bytes(b"no scan")
+    text = fails("prepare", tmp_path / "scans", "--out", tmp_path / "cache")
     assert "expected a folder written by `index`" in text
+    assert "does not exist" in fails("prepare", tmp_path / "scams", "--out", tmp_path / "cache")
 
 
 def test_prepare_with_other_settings_into_the_same_cache(fails: Fails, place: Place) -> None:

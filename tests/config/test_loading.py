@@ -55,6 +55,8 @@ def test_unknown_key_suggests_the_nearest() -> None:
 def test_unknown_key_far_from_all_lists_the_legal_ones() -> None:
     text = message(PretrainConfig, {"data": {"holdout": {"zzz": 1}}})
     assert text == "config x.yaml: unknown key `data.holdout.zzz`; known here: seed, test_fraction"
+    text = message(PretrainConfig, {"data": {"holdout": {"zzz": 1, "qqq": 2}}})
+    assert text.endswith("unknown keys `data.holdout.zzz`, `data.holdout.qqq`; known here: seed, test_fraction")
 
 
 def test_several_mistakes_are_named_at_once() -> None:

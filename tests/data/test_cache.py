@@ -20,11 +20,12 @@ from lejepa_med.compute import spread
 from lejepa_med.config import IndexSettings, PrepareConfig
 from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data import cache as cache_module
-from lejepa_med.data import preparing
+from lejepa_med.data import preparing, preparing_series
 from lejepa_med.data.cache import COLUMNS, Cache, entry_path, publish_manifest, write_entry, write_settings
 from lejepa_med.data.dataset import CacheSource
 from lejepa_med.data.index.archive import index
 from lejepa_med.data.preparing import PrepareSummary, prepare
+from lejepa_med.data.preparing_series import manifest_row
 from lejepa_med.data.preprocess import prepare_volume
 from lejepa_med.data.reading import Archive
 from lejepa_med.data.volume import Volume
@@ -425,14 +426,14 @@ def test_a_scan_that_kills_its_process_costs_itself_alone(folder: Path) -> None:
 def dies_on(victim: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if any(row["series_key"] == victim for row in rows):
         os._exit(9)
-    return [preparing._result(row) for row in rows]
+    return [manifest_row(row) for row in rows]
 
 
 def test_a_defect_is_a_row_without_a_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(volume: Volume, spec: PreprocessSpec) -> None:
         raise RuntimeError("/secret/path")
 
-    monkeypatch.setattr(preparing, "prepare_volume", breaks)
+    monkeypatch.setattr(preparing_series, "prepare_volume", breaks)
     with pytest.raises(DataError, match="none of 5 series could be prepared") as caught:
         prepare(folder / "index", folder / "other", config())
     assert "secret" not in str(caught.value)

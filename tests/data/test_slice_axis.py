@@ -13,7 +13,8 @@ from lejepa_med.config.compute import ComputeConfig
 from lejepa_med.data.cache import Cache
 from lejepa_med.data.dataset import CacheSource, StepDataset
 from lejepa_med.data.index.archive import index
-from lejepa_med.data.preparing import _slice_axis, prepare
+from lejepa_med.data.preparing import prepare
+from lejepa_med.data.preparing_series import slice_axis
 from lejepa_med.data.sampler import StepSampler
 
 ONE = ComputeConfig(workers=1)
@@ -46,5 +47,5 @@ def test_from_a_file_to_a_batch(tmp_path: Path, name: str) -> None:
 
 
 def test_pictures_and_slices_have_none() -> None:
-    assert _slice_axis({"spacing_mm": "", "orientation": ""}) == -1
-    assert _slice_axis({"spacing_mm": "1;1;5", "orientation": "LPI"}) == 2
+    assert slice_axis({"spacing_mm": "", "orientation": ""}) == -1
+    assert slice_axis({"spacing_mm": "1;1;5", "orientation": "LPI"}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_p
     config = config_of(archive, *encoders, tasks=tasks, methods=("linear", "knn", "finetune"))
     summary = run_benchmark(config, tmp_path)
     cells = cells_in(tmp_path)
-    assert len(cells) == len(plan(config)) == 2 * (6 * 2 * 5 + 2)
+    assert len(cells) == len(plan(config)) == 2 * (6 * 2 * 5 + 3)
     failures = {cell["message"] + cell.get("traceback", "") for cell in cells if cell["status"] == "failed"}
     assert not failures
     assert {cell["status"] for cell in cells} == {"ok", "no_weights"}
@@ -80,6 +81,9 @@ def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_p
     assert stored_summary["leaks"] == {"LeJEPA": "checked"}
     others = {(d["reference"], d["other"]) for d in stored_summary["differences"] if d["method"] == "finetune"}
     assert others == {("LeJEPA", "from scratch")}
+    assert all(
+        cell["tuned"] == {"linear": 5, "knn": 1, "finetune": 2}[cell["method"]] for cell in cells if cell["value"]
+    )
 
 
 def test_difference_is_that_of_the_rows(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:
@@ -137,14 +141,16 @@ def test_a_failing_encoder_does_not_stop_the_others(
     def broken(*_: object) -> None:
         raise ValueError("broken on purpose")
 
-    monkeypatch.setattr("lejepa_med.evaluation.encoders.pixel_features", broken)
+    monkeypatch.setattr("lejepa_med.evaluation.frozen.pixel_features", broken)
     missing = RunEncoder(name="missing", path=tmp_path / "nowhere")
     summary = run_benchmark(config_of(archive, PixelsEncoder(), missing, ShapeEncoder()), tmp_path / "out")
     assert summary.counts == {"failed": 20, "ok": 10}
     cells = {cell["encoder"]: cell for cell in cells_in(tmp_path / "out")}
-    assert cells["pixels + PCA"]["message"] == "ValueError: broken on purpose"
-    assert "Traceback" in cells["pixels + PCA"]["traceback"]
+    assert re.fullmatch(r"ValueError in test_benchmark:\d+ broken", cells["pixels + PCA"]["message"])
+    assert re.search(r"^frozen:\d+ _compute$", cells["pixels + PCA"]["traceback"], re.M)
+    assert "broken on purpose" not in json.dumps(cells["pixels + PCA"])  # a message may hold anything
     assert "no backbone.safetensors there" in cells["missing"]["message"] and "traceback" not in cells["missing"]
+    assert str(tmp_path) not in cells["missing"]["message"]
     assert cells["shape + intensity"]["status"] == "ok"
 
 

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-import timm
 import torch
 
 from lejepa_med.config.evaluation import PixelsEncoder, RandomEncoder, RunEncoder, ShapeEncoder, Timm2dEncoder
-from lejepa_med.errors import UserError, WeightsError
-from lejepa_med.evaluation import encoders
-from lejepa_med.evaluation.encoders import NoWeightsError, fresh_backbone, frozen_features, require_weights
+from lejepa_med.errors import UserError
+from lejepa_med.evaluation import frozen
+from lejepa_med.evaluation.controls import header_features
+from lejepa_med.evaluation.encoders import NoWeightsError, fresh_backbone, require_weights
 from lejepa_med.evaluation.features import extract_features
-from lejepa_med.evaluation.slices import plane_slices
+from lejepa_med.evaluation.frozen import FeatureSource, frozen_features
 from lejepa_med.weights import load_backbone
 
 from .conftest import SPEC, Archive
@@ -26,7 +27,8 @@ CPU = torch.device("cpu")
 def features(archive: Archive, encoder: object, folder: Path, fit: np.ndarray | None = None) -> np.ndarray:
     table = archive.cache.table
     fit = np.ones(len(table), dtype=bool) if fit is None else fit
-    return frozen_features(encoder, archive.cache, table, fit, folder, CPU)
+    source = FeatureSource(archive.cache, table, fit, folder, folder / "store", CPU)
+    return next(iter(frozen_features(encoder, source).values()))
 
 
 def test_run_features_are_those_of_embedding(
@@ -42,8 +44,8 @@ def test_features_are_kept_until_something_changes(
     archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed = []
-    original = encoders._compute
-    monkeypatch.setattr(encoders, "_compute", lambda *given: computed.append(1) or original(*given))
+    original = frozen._compute
+    monkeypatch.setattr(frozen, "_compute", lambda *given: computed.append(1) or original(*given))
     first = features(archive, make_run(seed=0), tmp_path)
     assert np.array_equal(features(archive, make_run(seed=0), tmp_path), first)
     assert len(computed) == 1
@@ -86,37 +88,15 @@ def test_dinov2_without_weights_says_how_to_give_them() -> None:
     require_weights(Timm2dEncoder(weights=Path("anything")), 2)
 
 
-@pytest.fixture(scope="module")
-def vit(tmp_path_factory: pytest.TempPathFactory) -> Timm2dEncoder:
-    """A small network whose weights lie in a file."""
-    torch.manual_seed(0)
-    network = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    file = tmp_path_factory.mktemp("weights") / "vit.pth"
-    torch.save(network.state_dict(), file)
-    return Timm2dEncoder(model="vit_tiny_patch16_224", weights=file, image_size=32, slices=2)
-
-
-def test_2d_network_with_weights(archive: Archive, vit: Timm2dEncoder, tmp_path: Path) -> None:
-    cache = archive.cache
-    fit = np.ones(3, dtype=bool)
-    found = frozen_features(vit, cache, cache.table.iloc[:3], fit, tmp_path, CPU)
-    assert found.shape == (3, 3 * 2 * 2 * 2 * 192)  # planes, mean and max, layers, class token and mean patch
-    mean, most = found.reshape(3, 3, 2, -1)[:, :, 0], found.reshape(3, 3, 2, -1)[:, :, 1]
-    assert (most >= mean).all() and (most > mean).any()
-    other = vit.model_copy(update={"model": "vit_small_patch16_224"})
-    with pytest.raises(WeightsError, match="do not fit the network"):
-        frozen_features(other, cache, cache.table.iloc[:3], fit, tmp_path, CPU)
-
-
-def test_slices_are_non_empty_and_square(archive: Archive) -> None:
-    volume = archive.cache.read("series0000")
-    stacks = plane_slices(volume, Timm2dEncoder(image_size=28, slices=5))
-    assert [tuple(stack.shape) for stack in stacks] == [(5, 1, 28, 28)] * 3
-    assert len(plane_slices(volume, Timm2dEncoder(image_size=28, slices=None, planes=("coronal",)))[0]) == 16
-
-
 def test_scratch_has_no_frozen_features(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:
     from lejepa_med.config.evaluation import ScratchEncoder
 
     with pytest.raises(UserError, match="fresh weights have no frozen features"):
         features(archive, ScratchEncoder(like=make_run().path), tmp_path)
+
+
+def test_header_features_tell_what_differs_between_series() -> None:
+    table = pd.DataFrame({"modality": ["mri", "mri", "ct"], "sequence": ["t1", "t1", "t1"]})
+    assert header_features(table).tolist() == [[0, 1], [0, 1], [1, 0]]  # one sequence tells nothing
+    table = table.assign(filled_slices=[30, -1, 40], slice_axis=[2, 2, 1])
+    assert header_features(table).tolist() == [[30, 0, 1, 0, 1], [-1, 0, 1, 0, 1], [40, 1, 0, 1, 0]]

@@ -30,13 +30,29 @@ def expected(name: str, rows: np.ndarray) -> float:
             return sk.f1_score(truth, score.argmax(1), average="macro")
         case "auroc":
             return float(np.mean([sk.roc_auc_score(truth == c, score[:, c]) for c in range(3)]))
+        case "auprc":
+            return float(np.mean([sk.average_precision_score(truth == c, score[:, c]) for c in range(3)]))
+        case "ece":
+            return binned_gap(score.max(1), score.argmax(1) == truth)
+        case "brier":
+            return float(((score - np.eye(3)[truth]) ** 2).sum(1).mean())
         case "r2":
             return sk.r2_score(values, guess)
         case "mae":
             return sk.mean_absolute_error(values, guess)
         case "spearman":
             return float(stats.spearmanr(values, guess).statistic)
+        case "pearson":
+            return float(stats.pearsonr(values, guess).statistic)
     raise AssertionError(name)
+
+
+def binned_gap(confidence: np.ndarray, right: np.ndarray) -> float:
+    """ECE of 15 bins, as a loop over the bins that hold something."""
+    number = np.ceil(confidence * 15)
+    inside = [number == bin_ for bin_ in np.unique(np.clip(number, 1, 15))]
+    inside[-1] |= number > 15
+    return float(sum(rows.mean() * abs(right[rows].mean() - confidence[rows].mean()) for rows in inside))
 
 
 @pytest.mark.parametrize("name", [*metrics.CLASSIFICATION, *metrics.REGRESSION])

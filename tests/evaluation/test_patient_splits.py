@@ -25,8 +25,12 @@ def labelled_set(patients: int, per_patient: int, classes: int, seed: int = 0) -
     table = pd.DataFrame({"series_key": [f"s{row}" for row in range(len(groups))]})
     if classes:
         target = np.repeat(np.arange(patients) % classes, per_patient).astype(np.int64)
-        return LabelledSet("t", "classification", table, target, tuple("abcdef"[:classes]), groups, 0, 0)
-    return LabelledSet("t", "regression", table, generator.normal(size=len(groups)), (), groups, 0, 0)
+        return LabelledSet(
+            "t", "classification", table, target, tuple("abcdef"[:classes]), groups, 0, 0, np.arange(len(groups))
+        )
+    return LabelledSet(
+        "t", "regression", table, generator.normal(size=len(groups)), (), groups, 0, 0, np.arange(len(groups))
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -37,7 +41,7 @@ def test_patients_are_never_split_and_budgets_are_nested(per_patient: int, class
     sides = [{labelled.groups[row] for row in rows} for rows in (split.train, split.test)]
     assert not sides[0] & sides[1]
     assert sorted([*split.train, *split.test]) == list(range(len(labelled)))
-    strata = dict(zip(split.train.tolist(), split.strata.tolist(), strict=True))
+    strata = dict(zip(split.train.tolist(), split.strata.argmax(1).tolist(), strict=True))
     smaller: set[int] = set()
     for budget in fitting_budgets(split, (5, 1, 2, 10**6)):
         subset = labelled_subset(split, labelled.groups, budget, seed)

@@ -21,18 +21,16 @@ from lejepa_med.data.cache import COLUMNS, entry_name, entry_path, file_digest, 
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report
-from lejepa_med.evaluation.report_data import Benchmark, number, without_paths
-from lejepa_med.evaluation.report_figures import (
-    agreement,
-    budget_figure,
-    chance_agreement,
-    encoder_colours,
-    nearest,
-    query_rows,
-)
-from lejepa_med.evaluation.report_tables import as_csv, as_latex, as_markdown, tables
+from lejepa_med.evaluation.report_comparisons import tables
+from lejepa_med.evaluation.report_csv import results_csv
+from lejepa_med.evaluation.report_data import Benchmark, without_paths
+from lejepa_med.evaluation.report_figures import budget_figure, looks_of
+from lejepa_med.evaluation.report_formats import as_latex, as_markdown
+from lejepa_med.evaluation.report_names import number
+from lejepa_med.evaluation.report_neighbours import agreement, chance_agreement, nearest, query_rows
 from lejepa_med.evaluation.report_text import comparison_sentences, fewer_labels_sentence, verdict
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
+from lejepa_med.viz.lines import key_of, looks
 from lejepa_med.weights import save_backbone
 
 CLASSES = ("bright & big", "dark")
@@ -70,6 +68,8 @@ def write_run(run: Path) -> None:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     timing = {"step": 0, "samples_per_s": 12.5, "data_wait": 0.25, "memory": 2**30}
     (run / "timing.jsonl").write_text(json.dumps(timing) + "\n")
+    probe = {"step": 0, "task": "grade", "metric": "balanced_accuracy", "linear": 0.6, "knn": 0.5}
+    (run / "probes.jsonl").write_text(json.dumps(probe) + "\n" + json.dumps(probe | {"step": 20, "linear": 0.7}) + "\n")
     pd.DataFrame({"series_key": ["a", "b", "c"], "patient_key": ["p", "p", "q"]}).to_csv(run / "pretraining_series.csv")
 
 
@@ -141,7 +141,7 @@ def test_page_is_self_contained_and_names_no_path(folder: Path, report: Path) ->
     assert not re.search(r"<(script|link|iframe|object)\b|@import|url\(", page)
     assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]{0,40})', page))
     assert all(target.startswith("#") for target in re.findall(r'href="([^"]+)', page))
-    before_configs = page.split("<details>")[0]
+    before_configs = page.partition("<h2>Configs</h2>")[0]
     assert "secretplace" not in before_configs and "secretplace" in page
     for name in ("results.md", "results.tex", "results.csv"):
         assert "secretplace" not in (report.parent / name).read_text()
@@ -152,21 +152,22 @@ def test_page_is_self_contained_and_names_no_path(folder: Path, report: Path) ->
 def test_page_has_every_section_and_figure(report: Path) -> None:
     page = report.read_text()
     titles = re.findall("<h2>(.+?)</h2>", page)
-    expected = "Summary, Results, Pretraining, Patch tokens, Nearest neighbours, Data, Protocol, Costs, Configs"
+    expected = "Summary, Results, Errors and calibration, Pretraining, Patch tokens, Nearest neighbours, Data, "
+    expected += "Protocol, Costs, Configs"
     assert titles == expected.split(", ")
     figures = {file.name for file in (report.parent / "figures").iterdir()}
     assert {"budgets-grade.png", "budgets-grade.svg", "pretraining.svg", "tokens.png"} <= figures
     assert {"neighbours-grade-lejepa.png", "neighbours-grade-random-init.png"} <= figures
+    assert all(f'alt="{panel}"' in page for panel in ("prediction", "ranks", "probe"))
     assert "bright &amp; big" in page and "bright & big" not in page
     assert "3 scans of 2 patients" in page and "median 12.5 samples per second" in page
 
 
 def test_every_table_says_that_weights_are_missing_and_how_to_give_them(folder: Path, report: Path) -> None:
     found = tables(Benchmark.open(folder / "benchmark"))
-    assert len(found) == 4
-    for table in found:
-        assert dict(table.rows)["DINOv2"] == "no weights given"
-    assert as_markdown(found).count("no weights given") == as_latex(found).count("no weights given") == 4
+    waiting = [table for table in found if dict(table.rows).get("DINOv2") == "no weights given"]
+    assert waiting == found and len(found) == 2 + 2 * 3  # areas, their differences; per method three
+    assert as_markdown(found).count("no weights given") == as_latex(found).count("no weights given") == len(found)
     assert "encoders.4.weights=/path/to/dinov2" in report.read_text()
 
 
@@ -179,11 +180,20 @@ def test_figure_has_one_line_per_encoder_and_both_panels(folder: Path) -> None:
     assert {line.get_label() for line in finetuned.lines} >= {"LeJEPA", "from scratch"}
 
 
-def test_colours_differ_also_between_runs(folder: Path) -> None:
-    config = Benchmark.open(folder / "benchmark").config
-    second = config.encoders[0].model_copy(update={"name": "second run"})
-    colours = encoder_colours((*config.encoders, second))
-    assert len(set(colours.values())) == 6
+def test_ours_rivals_and_controls_look_apart_also_in_grey(folder: Path) -> None:
+    found = looks_of(Benchmark.open(folder / "benchmark"))
+    assert {name: look.role for name, look in found.items()} == {
+        "LeJEPA": "ours",
+        "random init": "control",
+        "from scratch": "control",
+        "pixels + PCA": "control",
+        "DINOv2": "rival",
+    }
+    assert len({look.colour for look in found.values()}) == len({look.marker for look in found.values()}) == 5
+    assert {look.dashes for look in found.values() if look.role == "control"} == {"--"}
+    many = looks(["ours", *["rival"] * 6, *["control"] * 14])
+    assert len({(look.colour, look.marker) for look in many}) == 21
+    assert all(key_of(look).startswith("<svg") for look in many)
 
 
 def difference(low: float | None, value: float, high: float | None, **more: Any) -> dict[str, Any]:
@@ -215,8 +225,8 @@ def test_summary_names_the_winner_or_says_that_the_data_cannot_tell() -> None:
 
 def test_summary_of_fewer_labels() -> None:
     rows = [difference(0.1, 0.2, 0.3, budget=1), difference(0.1, 0.2, 0.3, budget=2), difference(-0.1, 0.0, 0.1)]
-    said = "With fewer labels per class it is ahead of DINOv2 at 1 and 2; elsewhere the data cannot tell."
-    assert fewer_labels_sentence(rows) == said
+    said = "With fewer labels per class it is, before correction, ahead of DINOv2 at 1 and 2"
+    assert fewer_labels_sentence(rows) == f"{said}; elsewhere the data cannot tell."
     assert fewer_labels_sentence(rows[2:]) == "With fewer labels the data cannot tell it from any of them."
 
 
@@ -248,12 +258,14 @@ def test_report_without_run_and_cache_still_has_its_numbers(folder: Path, tmp_pa
     moved = tmp_path / "benchmark"
     (moved / "cells").mkdir(parents=True)
     for file in (folder / "benchmark").rglob("*.json"):
-        (moved / file.relative_to(folder / "benchmark")).write_bytes(file.read_bytes())
+        copy = moved / file.relative_to(folder / "benchmark")
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(file.read_bytes())
     config = (folder / "benchmark" / "benchmark.yaml").read_text().replace("secretplace", "gone")
     (moved / "benchmark.yaml").write_text(config)
     page = write_report(moved, tmp_path / "report").read_text()
     assert "there are no curves" in page and "not where the config says" in page
-    assert (tmp_path / "report" / "results.csv").read_text() == as_csv(Benchmark.open(folder / "benchmark"))
+    assert (tmp_path / "report" / "results.csv").read_text() == results_csv(Benchmark.open(folder / "benchmark"))
 
 
 def test_unfinished_benchmark_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

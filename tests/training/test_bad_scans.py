@@ -21,7 +21,7 @@ from lejepa_med.data.dataset import CacheSource, StepDataset
 from lejepa_med.data.index.archive import index
 from lejepa_med.data.preparing import prepare
 from lejepa_med.data.sampler import StepSampler
-from lejepa_med.errors import DataError, UserError
+from lejepa_med.errors import ConfigError, DataError, UserError
 from lejepa_med.training.batch_views import batch_views
 from lejepa_med.training.log import read_log
 from lejepa_med.views import BatchedMultiCrop
@@ -123,6 +123,9 @@ def test_views_that_fit_no_crop_name_a_series(tmp_path: Path) -> None:
     flat = {"views": {**TINY["views"], "global_size": [16, 16], "local_size": [8, 8]}, "data.kind": "images"}
     with pytest.raises(DataError, match=r"^series s0: 3D, but the views are 2D; set views and model$"):
         lejepa_med.pretrain(tmp_path / "cache", "timm/resnet18", tmp_path / "run", **DATA, **flat)
+    said = r"^UNet3d: a view of 8 x 8 x 8 voxels; sides must be at least 16 voxels"
+    with pytest.raises(ConfigError, match=said):
+        lejepa_med.pretrain(tmp_path / "cache", "unet_3d", tmp_path / "run", **DATA, views={**TINY["views"], **SMALL})
     assert not (tmp_path / "run").exists()
 
 

@@ -48,7 +48,7 @@ SMALL: dict[str, Any] = {
     "train": {"batch_size": 4, "device": "cpu", "precision": "float32"},
 }
 FLAT = {
-    "model": {"name": "timm/resnet10t"},
+    "model": {"name": "timm/resnet10t", "width": 1.0, "stem_pool": True},
     "views": SMALL["views"] | {"global_size": [24, 24], "local_size": [16, 16]},
 }
 ROOMY = Setting(0, 4, 4, 10**6, False, 8, 10**12, 10**10, None)

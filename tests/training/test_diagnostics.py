@@ -102,15 +102,15 @@ def test_mode_gap() -> None:
 
 
 def test_fixed_loss_is_the_loss_of_these_scans_in_training_mode() -> None:
-    model, fixed, loss_function = pretrainer(), scans(), LeJEPALoss(num_slices=8)
+    model, fixed, loss_function = pretrainer(), scans(), LeJEPALoss(lam=0.25, num_slices=8)
     views = next(iter(fixed.views(torch.device("cpu"))))
     with torch.no_grad():
         loss = loss_function(copy.deepcopy(model)(views)[1], 2, 0)
-    numbers = fixed_loss(model, fixed, loss_function, 2, lam=0.25)
+    numbers = fixed_loss(model, fixed, loss_function, 2, num_samples=7)
     assert numbers["prediction"] == pytest.approx(float(loss.prediction), rel=1e-6)
     assert numbers["sigreg"] == pytest.approx(float(loss.sigreg), rel=1e-6)
     assert numbers["total"] == pytest.approx(0.75 * float(loss.prediction) + 0.25 * float(loss.sigreg), rel=1e-6)
-    assert fixed_loss(model, fixed, loss_function, 2, lam=0.25) == numbers
+    assert fixed_loss(model, fixed, loss_function, 2, num_samples=7) == numbers
 
 
 def test_groups_do_not_change_views_nor_the_loss_without_batchnorm() -> None:
@@ -121,8 +121,8 @@ def test_groups_do_not_change_views_nor_the_loss_without_batchnorm() -> None:
     (once,) = whole.views(torch.device("cpu"))
     for size, views in enumerate(once):
         assert torch.equal(torch.cat([group[size] for group in grouped], 1), views)
-    model, loss_function = pretrainer("no norm"), LeJEPALoss(num_slices=8)
-    a, b = (fixed_loss(model, fixed, loss_function, 2, lam=0.5) for fixed in (whole, parts))
+    model, loss_function = pretrainer("no norm"), LeJEPALoss(lam=0.5, num_slices=8)
+    a, b = (fixed_loss(model, fixed, loss_function, 2, num_samples=7) for fixed in (whole, parts))
     assert a == pytest.approx(b, rel=1e-4)
 
 

@@ -35,7 +35,12 @@ def bits(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("world", "times"),
-    [(1, 3), (2, 1), pytest.param(1, 10, marks=pytest.mark.long), pytest.param(2, 10, marks=pytest.mark.long)],
+    [
+        (1, 3),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        pytest.param(1, 10, marks=pytest.mark.long),
+        pytest.param(2, 10, marks=pytest.mark.long),
+    ],
 )
 def test_killed_or_stopped_and_resumed_equals_undisturbed(tmp_path: Path, world: int, times: int) -> None:
     steps = rank_runs.STEPS if times <= 3 else 80
@@ -110,6 +115,7 @@ def curves_agree(one: Path, other: Path) -> None:
             assert after[key] == pytest.approx(before[key], rel=1e-5, abs=1e-6), (key, before["step"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("norm", ["healthy", "group"])
 def test_two_ranks_are_one_process(ranks: Ranks, norm: str) -> None:
     """With 5 samples: 2 on one rank, 3 on the other."""
@@ -124,6 +130,7 @@ def test_two_ranks_are_one_process(ranks: Ranks, norm: str) -> None:
         assert one[key] == pytest.approx(two[key], rel=1e-3), key
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("probed", "plain"), [("probed", "healthy on 2"), ("probed shards", "fsdp")])
 def test_a_probe_beside_two_ranks_changes_nothing_and_measures_what_is_left(
     ranks: Ranks, probed: str, plain: str
@@ -139,6 +146,7 @@ def test_a_probe_beside_two_ranks_changes_nothing_and_measures_what_is_left(
     assert first["linear"] != last["linear"]
 
 
+@pytest.mark.long
 def test_the_last_probe_may_take_longer_than_ranks_wait_for_each_other(ranks: Ranks) -> None:
     folder, codes = ranks
     assert codes["slow probe"] == [0, 0], (folder / "slow probe.rank1").read_text()
@@ -146,6 +154,7 @@ def test_the_last_probe_may_take_longer_than_ranks_wait_for_each_other(ranks: Ra
     assert (folder / "slow probe" / "DONE").exists()
 
 
+@pytest.mark.long
 def test_shards_are_replicas(ranks: Ranks) -> None:
     folder, codes = ranks
     assert codes["fsdp"] == [0, 0]
@@ -162,6 +171,7 @@ def test_shards_are_replicas(ranks: Ranks) -> None:
     assert one["optimizer"]["param_groups"] == other["optimizer"]["param_groups"]
 
 
+@pytest.mark.long
 def test_no_rank_holds_more_than_one_whole_tensor_of_a_model_in_shards(ranks: Ranks) -> None:
     """While saving; the first one alone gets the backbone for a probe and at the end, in its host memory."""
     folder, _ = ranks
@@ -174,6 +184,7 @@ def test_no_rank_holds_more_than_one_whole_tensor_of_a_model_in_shards(ranks: Ra
     assert largest < first["any time"] <= backbone
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moved", ["one to two", "fsdp to one"])
 def test_a_run_moves_to_another_number_of_ranks(ranks: Ranks, moved: str) -> None:
     folder, codes = ranks
@@ -202,6 +213,7 @@ def check_skips(run: Path) -> None:
     assert all(bool(value.isfinite().all()) for value in states(run, 7).values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_skipped_step_changes_nothing_on_ranks(ranks: Ranks, parallel: str) -> None:
     folder, codes = ranks
@@ -209,6 +221,7 @@ def test_a_skipped_step_changes_nothing_on_ranks(ranks: Ranks, parallel: str) ->
     check_skips(folder / f"{parallel} nan")
 
 
+@pytest.mark.long
 def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
     folder, codes = ranks
     for run, words in (
@@ -227,6 +240,7 @@ def test_an_error_of_ranks_is_said_once(ranks: Ranks) -> None:
     assert "; the last good checkpoint is step_3.pt; " in (folder / "full disk.rank0").read_text()
 
 
+@pytest.mark.long
 def test_ranks_end_at_the_same_plateau(ranks: Ranks) -> None:
     folder, codes = ranks
     assert codes["rests"] == [0, 0]
@@ -263,6 +277,7 @@ def test_a_killed_loader_process_is_named(tmp_path: Path) -> None:
     assert said.endswith(f"go on with --resume; {good}")
 
 
+@pytest.mark.long
 def test_a_scan_that_one_rank_cannot_use_ends_all(ranks: Ranks) -> None:
     """Whichever rank meets it, at the start or on the way: no hang, and one sentence."""
     folder, codes = ranks

@@ -56,7 +56,7 @@ def test_dinov2_sees_in_0_to_1_what_it_saw_normalised(official: tuple[Backbone, 
 
 
 def test_a_file_of_timm_with_its_classifier(tmp_path: Path) -> None:
-    """The first convolution is padded and has no bias: only its weights are changed."""
+    """The first convolution is padded and has no bias: its weights change, and the norm behind it."""
     theirs = timm.create_model("resnet18", pretrained=False, num_classes=7).state_dict()
     safetensors.torch.save_file(theirs, tmp_path / "timm.safetensors")
     ours = make("timm/resnet18", 1, 5)
@@ -65,8 +65,30 @@ def test_a_file_of_timm_with_its_classifier(tmp_path: Path) -> None:
     assert "net.fc.weight" not in loaded
     expected = (theirs["conv1.weight"] / IMAGENET[1]).sum(1, keepdim=True)
     torch.testing.assert_close(loaded["net.conv1.weight"], expected)
-    others = {key for key in loaded if key != "net.conv1.weight"}
+    mean, std = IMAGENET
+    shift = (theirs["conv1.weight"] * mean / std).sum((1, 2, 3))
+    torch.testing.assert_close(loaded["net.bn1.running_mean"], theirs["bn1.running_mean"] + shift)
+    others = {key for key in loaded if key not in ("net.conv1.weight", "net.bn1.running_mean")}
     assert all(torch.equal(loaded[key], theirs[key.removeprefix("net.")]) for key in others)
+
+
+@torch.no_grad()
+def test_a_cnn_sees_in_0_to_1_what_it_saw_normalised(tmp_path: Path) -> None:
+    """Exactly so where no padding is in sight: in the middle of the first stage's maps."""
+    theirs = timm.create_model("resnet18", pretrained=False, num_classes=0).eval()
+    torch.nn.init.normal_(theirs.bn1.running_mean)
+    torch.save(theirs.state_dict(), tmp_path / "timm.pth")
+    ours = make("timm/resnet18", 1, 5)
+    load_initial_weights(ours, tmp_path / "timm.pth")
+    images = torch.rand(1, 1, 96, 96)
+    mean, std = IMAGENET
+    colours = (images.expand(-1, 3, -1, -1) - mean) / std
+    found, expected = (
+        net.layer1(net.maxpool(net.act1(net.bn1(net.conv1(x)))))[..., 8:-8, 8:-8]
+        for net, x in ((ours.net, images), (theirs, colours))
+    )
+    assert found.shape[-1] == 8 and expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("damage", ["missing", "other channels", "other network"])

@@ -434,10 +434,10 @@ def test_learning_rate_warms_up_and_ends_where_it_should() -> None:
 
 
 def test_norms_biases_and_tokens_are_not_decayed() -> None:
-    module = torch.nn.ModuleDict({"linear": torch.nn.Linear(3, 4), "norm": torch.nn.LayerNorm(4)})
-    module.token = torch.nn.Parameter(torch.zeros(1, 1, 5))  # type: ignore[assignment]
-    for is_vit, decay in ((True, 5e-2), (False, 5e-4)):
-        decayed, plain = build_optimizer(module, OptimConfig(), is_vit).param_groups
+    for norm, decay in ((torch.nn.LayerNorm(4), 5e-2), (torch.nn.BatchNorm1d(4), 5e-4)):
+        module = torch.nn.ModuleDict({"linear": torch.nn.Linear(3, 4), "norm": norm})
+        module.token = torch.nn.Parameter(torch.zeros(1, 1, 5))  # type: ignore[assignment]
+        decayed, plain = build_optimizer(module, OptimConfig()).param_groups
         assert decayed["weight_decay"] == decay
         assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3)]
         assert plain["weight_decay"] == 0

@@ -185,13 +185,14 @@ def test_the_last_step_is_no_plateau() -> None:
         assert history.has_ended == ended
 
 
-def test_a_second_interrupt_does_not_wait() -> None:
+def test_a_second_interrupt_does_not_wait(capfd: pytest.CaptureFixture[str]) -> None:
     with StopFlag() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.stopped
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    assert capfd.readouterr().err.count("stopping: this step is finished and saved first; Ctrl-C now ends it") == 1
 
 
 def test_a_signal_before_the_first_step_leaves_a_run_that_goes_on(

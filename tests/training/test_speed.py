@@ -28,7 +28,8 @@ NAMES = ("resnet10_3d", "vit_tiny_3d", "timm/resnet10t", "timm/vit_tiny_patch16_
 
 def network(name: str) -> Backbone:
     torch.manual_seed(0)
-    return build(ModelConfig(name=name, width=0.125, patch_size=8))
+    own = {"resnet10_3d": {"width": 0.125}, "vit_tiny_3d": {"patch_size": 8}}
+    return build(ModelConfig.model_validate({"name": name, **own.get(name, {})}))
 
 
 def gradients(backbone: Backbone) -> dict[str, Tensor]:
@@ -71,6 +72,10 @@ def test_activation_checkpointing(name: str) -> None:
     assert kept < all_kept / 4, (kept, all_kept)
     with pytest.raises(ConfigError, match="ResNet3d has no blocks to run again"):
         tune(network("resnet10_3d"), TrainConfig(activation_checkpointing=True))
+    with pytest.raises(ConfigError, match=r"blocks of ResEnc3d hold BatchNorm, .* model\.norm: group"):
+        tune(
+            build(ModelConfig(name="resenc_l_3d", width=0.25, norm="batch")), TrainConfig(activation_checkpointing=True)
+        )
 
 
 def saved_bytes(backbone: Backbone) -> int:

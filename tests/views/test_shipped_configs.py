@@ -20,7 +20,12 @@ from lejepa_med.views import BatchedMultiCrop, SampleFacts
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
-SCANS = {"chest": ("trunk", "body_ct"), "hippo": ("crop", "brain_mri_1mm"), "image": ("picture", "images_2d")}
+SCANS = {
+    "abdomen": ("trunk", "body_ct"),
+    "chest": ("trunk", "body_ct"),
+    "hippo": ("crop", "brain_mri_1mm"),
+    "image": ("picture", "images_2d"),
+}
 
 
 @cache

@@ -102,7 +102,8 @@ def _listening() -> Iterator[None]:
     try:
         os.dup2(heard, 2)
         yield
-        said = os.pread(heard, _LONGEST_SAID, 0)
+        os.lseek(heard, 0, os.SEEK_SET)
+        said = os.read(heard, _LONGEST_SAID)
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -9,7 +9,9 @@ import bz2
 import errno
 import io
 import os
+import sys
 import tempfile
+import threading
 import zlib
 from typing import Protocol
 
@@ -23,6 +25,7 @@ class Descriptor:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self._alone = threading.Lock()  # for systems where a place and a read are two calls
         self.size = os.fstat(number).st_size
 
     def __del__(self) -> None:
@@ -31,7 +34,12 @@ class Descriptor:
 
     def read(self, start: int, count: int) -> bytes:
         """Up to `count` bytes from `start` on."""
-        return os.pread(self.number, max(0, min(count, self.size - start)), start)
+        count = max(0, min(count, self.size - start))
+        if sys.platform == "win32":
+            with self._alone:
+                os.lseek(self.number, start, os.SEEK_SET)
+                return os.read(self.number, count)
+        return os.pread(self.number, count, start)
 
 
 class _ReadOnly(io.RawIOBase):

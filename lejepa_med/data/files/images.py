@@ -53,6 +53,16 @@ def read(path: Path, part: int) -> Volume:
         return Volume(_grey(image, part, size), np.eye(4), "image")
 
 
+def read_labels(path: Path) -> Volume:
+    """The class numbers of a mask stored as a picture: grey values as they are, places in a palette; else `BadFile`."""
+    with _opened(path) as (image, _):
+        if image.width * image.height > MAX_PIXELS:
+            raise BadFile("too_large")
+        if image.mode not in ("P", *_GREY_MODES):
+            raise BadFile("colour")
+        return Volume(np.array(image).astype(np.float32), np.eye(4), "mask")
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, int]]:
     """The image before decoding, and the size of its file; whatever goes wrong then becomes a `BadFile`."""

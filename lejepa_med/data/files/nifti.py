@@ -81,6 +81,12 @@ def read(path: Path, part: int, modality: str) -> Volume:
     return Volume(array, header.affine, modality)
 
 
+def read_affine(path: Path) -> NDArray[np.float64]:
+    """Where the voxels of a file are, without reading them; raises `BadFile`."""
+    with _opened(path) as (stream, longest):
+        return _header(stream, longest).affine
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, int]]:
     """The file without its compression, and the most bytes it can hold; whatever goes wrong then is a `BadFile`."""

@@ -110,7 +110,7 @@ def _make_room() -> None:
 
 
 def _opened(path: str, status: os.stat_result) -> Packed:
-    file = Descriptor(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    file = Descriptor(os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)))
     separator = "!"
     while os.path.lexists(path + separator):
         separator += "!"

@@ -1,0 +1,123 @@
+"""A 3D backbone of one's own on 175 hippocampus crops: what it tells of shape, of volume, and voxel by voxel.
+
+    python benchmarks/hippocampus.py --data FOLDER --out runs/hippocampus_study
+
+`FOLDER` holds `hippocampus_msd` (without --data: LEJEPA_MED_REAL_DATA). Two crops of one person stay together. The box
+that was cut tells of the volume, so `box shape` is the control there; the anterior fraction is the cleaner task.
+Segmentation: a linear head, a small decoder, and the decoder with the backbone trained too, against the same from
+scratch. Runs that are finished are not run again; `--only` names some; `-- train.steps=500` changes all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from short_runs import train_to_the_end
+
+from lejepa_med.cli.progress import ProgressLine
+from lejepa_med.config import BenchmarkConfig, PrepareConfig, PretrainConfig, load_config, validate
+from lejepa_med.data import preparing
+from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.report import write_report
+
+CONFIG = Path(__file__).parent / "configs" / "hippocampus_study.yaml"
+HOLDOUT = {"test_fraction": 0.4, "seed": 0}
+RUNS: dict[str, tuple[str, ...]] = {
+    "lejepa_0": ("seed=0",),
+    "lejepa_1": ("seed=1",),
+    "lejepa_2": ("seed=2",),
+    "vicreg": ("seed=0", "objective.kind=vicreg"),
+}
+
+
+def prepare(source: Path, out: Path) -> Path:
+    """The cache with its masks, and beside it volume and anterior fraction by key."""
+    cache = out / "cache"
+    table = {"table": "cases.csv", "patient_column": "subject", "label_columns": ["anterior_mm3", "posterior_mm3"]}
+    classes = {0: "background", 1: "anterior", 2: "posterior"}
+    settings = {
+        "modality": "mri",
+        "source": {"kind": "folder", "mask_labels": classes, **table},
+        "preprocess": {"spacing_mm": (1.0, 1.0, 1.0), "foreground": False},
+    }
+    preparing.prepare(source, cache, validate(PrepareConfig, settings, "prepare"))
+    labels = pd.read_csv(cache / "labels.csv")
+    volume = labels["anterior_mm3"] + labels["posterior_mm3"]
+    labels.assign(volume_mm3=volume, anterior_fraction=labels["anterior_mm3"] / volume)[
+        ["series_key", "volume_mm3", "anterior_fraction"]
+    ].to_csv(out / "labels.csv", index=False)
+    return cache
+
+
+def pretrain(name: str, out: Path, overrides: list[str]) -> Path:
+    """One run, or what is left of it."""
+    run = out / "runs" / name
+    if not (run / "DONE").exists():
+        config = load_config(PretrainConfig, CONFIG, [f"data.cache={out / 'cache'}", *RUNS[name], *overrides])
+        train_to_the_end(config, run, ProgressLine())
+    return run
+
+
+def benchmark(out: Path, runs: list[str]) -> Path:
+    """Two values of every crop and its masks; all arms."""
+    first = str(out / "runs" / next(name for name in runs if name.startswith("lejepa")))
+    encoders: list[dict[str, Any]] = []
+    for name in runs:
+        path = str(out / "runs" / name)
+        if name == "vicreg":
+            encoders.append({"kind": "run", "name": "VICReg", "path": path, "role": "control"})
+        else:
+            encoders.append({"kind": "run", "name": f"LeJEPA {name[-1]}", "path": path, "group": "LeJEPA"})
+    encoders += [
+        {"kind": "timm2d", "name": "DINOv2 ViT-S", "weights": None},
+        {"kind": "random", "name": "random init", "like": first},
+        {"kind": "scratch", "name": "from scratch", "like": first},
+        {"kind": "pixels", "name": "pixels + PCA"},
+        {"kind": "shape", "name": "box shape", "intensity": False},
+        {"kind": "shape", "name": "shape + intensity"},
+    ]
+    value = {"labels": str(out / "labels.csv"), "kind": "regression"}
+    settings = {
+        "data": {"cache": str(out / "cache")},
+        "tasks": [
+            {"name": "anterior fraction", "column": "anterior_fraction", **value},
+            {"name": "volume", "column": "volume_mm3", **value},
+            {"name": "parts", "kind": "segmentation"},
+        ],
+        "encoders": encoders,
+        "methods": ["linear", "knn", "finetune", "segment_linear", "segment_decoder", "segment_finetune"],
+        "budgets": [10, 25, 50],
+        "finetune_budgets": [10, 50],
+        "finetune_seeds": 2,
+        "holdout": HOLDOUT,
+    }
+    run_benchmark(validate(BenchmarkConfig, settings, "benchmark"), out / "benchmark", ProgressLine())
+    write_report(out / "benchmark", out / "report")
+    return out / "report" / "results.md"
+
+
+def main() -> None:
+    """Parses the command line and runs what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=os.environ.get("LEJEPA_MED_REAL_DATA"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("overrides", nargs="*", default=[], help="key=value for every run, e.g. objective.lam=0.3")
+    options = parser.parse_intermixed_args()
+    if options.data is None:
+        raise SystemExit("give --data, or set LEJEPA_MED_REAL_DATA")
+    torch.set_num_threads(options.threads)
+    prepare(Path(options.data) / "hippocampus_msd", options.out)
+    for name in options.only:
+        pretrain(name, options.out, options.overrides)
+    print(benchmark(options.out, options.only).read_text())
+
+
+if __name__ == "__main__":
+    main()

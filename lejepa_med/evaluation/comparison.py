@@ -1,0 +1,177 @@
+"""Arms compared on the same draws of patients: means, differences, areas under the budget curve, adjusted p values.
+
+The reference is compared with every other arm, and in particular with the strongest rival: of each task and method the
+one with the highest test mean over all budgets. To choose on the test patients favours the rival, never the reference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lejepa_med.evaluation.arms import Arm
+from lejepa_med.evaluation.bootstrap import DRAWS, Drawn, draw_metric, holm, mean_of, over_repeats
+from lejepa_med.evaluation.grid import PreparedTask
+from lejepa_med.evaluation.metrics import limits, metrics_of
+from lejepa_med.evaluation.splits import Budget
+
+Result = dict[str, Any]
+SECONDARY_DRAWS = 500
+"""For intervals of metrics that are not the headline."""
+
+
+@dataclass
+class Point:
+    """An arm at one budget of a task and method: its cells with a result, by encoder and label seed."""
+
+    arm: Arm
+    task: PreparedTask
+    method: str
+    budget: Budget
+    cells: dict[str, dict[int, Result]] = field(default_factory=lambda: defaultdict(dict))
+    _drawn: dict[tuple[str, str, int], Drawn] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> set[int]:
+        """Label seeds that all encoders of the arm with any result have."""
+        return set.intersection(*(set(cells) for cells in self.cells.values())) if self.cells else set()
+
+    @property
+    def labels(self) -> int:
+        """Training labels."""
+        return int(next(cell["labels"] for cells in self.cells.values() for cell in cells.values()))
+
+    def score(self, metric: str, seeds: Iterable[int]) -> Drawn:
+        """Mean over label seeds of each encoder, then over the encoders as repeats."""
+        chosen = sorted(seeds)
+        repeats = [mean_of([self._cell(metric, name, seed) for seed in chosen]) for name in self.cells]
+        return over_repeats(repeats, int(hashlib.sha256(self.arm.name.encode()).hexdigest()[:8], 16))
+
+    def _cell(self, metric: str, name: str, seed: int) -> Drawn:
+        key = (metric, name, seed)
+        if key not in self._drawn:
+            task, labelled = self.task, self.task.labelled
+            functions = metrics_of(labelled.kind, labelled.classes)
+            prediction = np.asarray(self.cells[name][seed]["predictions"]["score"], dtype=np.float64)
+            draws = DRAWS if metric == next(iter(functions)) else SECONDARY_DRAWS
+            truth = labelled.target[task.split.test]
+            self._drawn[key] = draw_metric(truth, prediction, task.test_groups, functions[metric], draws)
+        return self._drawn[key]
+
+
+def differences(points: Sequence[Point], reference: Arm | None) -> list[Result]:
+    """The reference minus every other arm at every budget, over the label seeds of both."""
+    mine = {_place(point): point for point in points if point.arm == reference}
+    rows = []
+    for other in points:
+        if other.arm == reference or _place(other) not in mine:
+            continue
+        first = mine[_place(other)]
+        shared = first.seeds & other.seeds
+        if shared:
+            metric = _headline(first)
+            found = first.score(metric, shared) - other.score(metric, shared)
+            row = {**_described(first), "budget": first.budget, **_against(first, other), "seeds": len(shared)}
+            rows.append(row | _difference(found))
+    return adjusted(rows)
+
+
+def best_rivals(points: Sequence[Point], rows: Sequence[Result]) -> list[Result]:
+    """Of `differences`, those to the strongest rival of a task and method, adjusted as one family of the method."""
+    means: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for point in points:
+        if point.arm.is_rival and point.seeds:
+            key = (point.task.config.name, point.method)
+            means[key][point.arm.name].append(point.score(_headline(point), point.seeds).value)
+    best = {key: max((float(np.mean(values)), name) for name, values in found.items()) for key, found in means.items()}
+    chosen = [dict(row) for row in rows if best.get((row["task"], row["method"]), (0.0, ""))[1] == row["other"]]
+    return adjusted(chosen, lambda row: (row["method"],))
+
+
+def areas(points: Sequence[Point]) -> list[Result]:
+    """Per task, method and arm the mean headline over the logarithm of the number of labels."""
+    rows = []
+    for curve in _curves(points).values():
+        found = _area(curve, [point.seeds for point in curve])
+        if found is not None:
+            interval = found.interval.within(*limits(_headline(curve[0])))
+            row = {**_described(curve[0]), "encoder": curve[0].arm.name, **vars(interval)}
+            rows.append(row | {"budgets": [point.budget for point in curve]})
+    return rows
+
+
+def area_differences(points: Sequence[Point], reference: Arm | None) -> list[Result]:
+    """The reference's area minus every other arm's, over the budgets and label seeds of both."""
+    curves, rows = _curves(points), []
+    for (task, method, name), curve in curves.items():
+        mine = curves.get((task, method, reference.name), []) if reference is not None else []
+        pairs = [(a, b) for a in mine for b in curve if a.budget == b.budget and a.seeds & b.seeds]
+        if not pairs or reference is None or name == reference.name:
+            continue
+        shared = [a.seeds & b.seeds for a, b in pairs]
+        first, second = _area([a for a, _ in pairs], shared), _area([b for _, b in pairs], shared)
+        if first is not None and second is not None:
+            row = {**_described(pairs[0][0]), **_against(*pairs[0]), "budgets": [a.budget for a, _ in pairs]}
+            rows.append(row | _difference(first - second))
+    return adjusted(rows)
+
+
+def adjusted(
+    rows: list[Result],
+    family: Callable[[Result], tuple[str, ...]] = lambda row: (row["method"], row["other"]),
+) -> list[Result]:
+    """Adds `p_adjusted`: Holm's over all tasks and budgets of a family."""
+    members: dict[tuple[str, ...], list[Result]] = defaultdict(list)
+    for row in rows:
+        members[family(row)].append(row)
+    for together in members.values():
+        for row, value in zip(together, holm([row["p"] for row in together]), strict=True):
+            row["p_adjusted"] = value
+    return rows
+
+
+def _area(curve: Sequence[Point], seeds: Sequence[set[int]]) -> Drawn | None:
+    """Trapezoids over log(labels), divided by its range; None for fewer than two budgets."""
+    x = np.log([point.labels for point in curve])
+    if len(curve) < 2 or x[-1] <= x[0]:
+        return None
+    step = np.diff(x) / (x[-1] - x[0])
+    weights = (np.concatenate([[0.0], step]) + np.concatenate([step, [0.0]])) / 2
+    parts = [point.score(_headline(point), chosen) for point, chosen in zip(curve, seeds, strict=True)]
+    return mean_of(parts, weights.tolist())
+
+
+def _curves(points: Sequence[Point]) -> dict[tuple[str, str, str], list[Point]]:
+    """Points with a result by task, method and arm, from few labels to many."""
+    found: dict[tuple[str, str, str], list[Point]] = defaultdict(list)
+    for point in points:
+        if point.seeds:
+            found[point.task.config.name, point.method, point.arm.name].append(point)
+    return {key: sorted(curve, key=lambda point: point.labels) for key, curve in found.items()}
+
+
+def _place(point: Point) -> tuple[str, str, Budget]:
+    return point.task.config.name, point.method, point.budget
+
+
+def _headline(point: Point) -> str:
+    return next(iter(metrics_of(point.task.labelled.kind)))
+
+
+def _described(point: Point) -> Result:
+    task = point.task
+    return {"task": task.config.name, "kind": task.labelled.kind, "method": point.method, "metric": _headline(point)}
+
+
+def _against(first: Point, other: Point) -> Result:
+    return {"reference": first.arm.name, "other": other.arm.name, "other_kind": other.arm.kind}
+
+
+def _difference(found: Drawn) -> Result:
+    interval = found.interval
+    return {"difference": interval.value, "low": interval.low, "high": interval.high, "p": found.p}
