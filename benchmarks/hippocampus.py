@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from short_runs import train_to_the_end
+from train_to_the_end import train_to_the_end
 
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import BenchmarkConfig, PrepareConfig, PretrainConfig, load_config, validate

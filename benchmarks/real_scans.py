@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from short_runs import train_to_the_end
+from train_to_the_end import train_to_the_end
 
 from lejepa_med.cli.progress import ProgressLine
 from lejepa_med.config import BenchmarkConfig, IndexSettings, PrepareConfig, PretrainConfig, load_config, validate

@@ -17,8 +17,8 @@ import numpy as np
 import real_scans
 import torch
 from joblib import Parallel, delayed
+from train_to_the_end import train_to_the_end
 
-from lejepa_med import api
 from lejepa_med.config import (
     BenchmarkConfig,
     IndexSettings,
@@ -38,7 +38,6 @@ from lejepa_med.evaluation.embedding import embed
 from lejepa_med.evaluation.single import run_probe
 from lejepa_med.training.log import read_log
 from lejepa_med.training.monitor import effective_rank
-from lejepa_med.training.run import Progress
 from lejepa_med.weights import load_backbone
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -99,14 +98,6 @@ def run_all(scans: ScanSet, runs: Mapping[str, Sequence[str]], out: Path, jobs: 
     work = [delayed(_run)(scans, list(overrides), out / name) for name, overrides in runs.items()]
     done: list[dict[str, Any]] = Parallel(n_jobs=jobs, verbose=5)(work)
     return dict(zip(runs, done, strict=True))
-
-
-def train_to_the_end(config: PretrainConfig, run: Path, progress: Progress | None = None) -> None:
-    """Begins a run or goes on with it; SystemExit where a signal stopped it, since half a run is not to be measured."""
-    source, preprocess = api.open_source(None, config)
-    api.run_pretraining(config, source, preprocess, run, resume=(run / "config.yaml").exists(), progress=progress)
-    if (run / "STOPPED").exists():
-        raise SystemExit("stopped; run it again to go on")
 
 
 def _run(scans: ScanSet, overrides: list[str], out: Path) -> dict[str, Any]:

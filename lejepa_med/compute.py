@@ -107,7 +107,11 @@ def _pool(compute: ComputeConfig) -> Iterator[tuple[Callable[[], Executor], int]
         workers = compute.workers or cores
         threads = str(max(1, cores // workers))
         limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
-        yield functools.partial(loky.get_reusable_executor, max_workers=workers, timeout=60, env=limits), 4 * workers
+        pool = functools.partial(loky.get_reusable_executor, max_workers=workers, timeout=60, env=limits)
+        try:
+            yield pool, 4 * workers
+        finally:  # loky keeps one per process, and a later joblib.Parallel would take this one for its own, and fail
+            pool().shutdown(wait=False)
         return
     try:
         from distributed import Client

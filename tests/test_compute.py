@@ -7,6 +7,7 @@ import time
 
 import distributed
 import pytest
+from joblib import Parallel, delayed
 
 from lejepa_med.compute import spread
 from lejepa_med.config.compute import ComputeConfig
@@ -56,6 +57,12 @@ def test_an_item_that_kills_or_hangs_its_process_costs_itself_alone() -> None:
 
 def test_a_single_batch_has_a_process_of_its_own_too() -> None:
     assert results(fragile, 14, ComputeConfig(workers=2)) == [*(n * n for n in range(13)), -13]
+
+
+def test_joblib_in_the_same_process_goes_on_working() -> None:
+    for _ in range(2):
+        assert Parallel(2, backend="loky")([delayed(lost)(1), delayed(lost)(2)]) == [-1, -2]
+        assert results(square, 20, ComputeConfig(workers=2)) == [n * n for n in range(20)]
 
 
 def test_a_dask_cluster_gives_the_same() -> None:
