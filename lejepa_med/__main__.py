@@ -1,7 +1,5 @@
 """`python -m lejepa_med VERB`."""
 
-import sys
+from lejepa_med.cli.main import program
 
-from lejepa_med.cli.main import main
-
-sys.exit(main())
+program()

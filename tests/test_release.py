@@ -92,4 +92,4 @@ def test_the_wheel_is_small_and_holds_the_package_alone(tmp_path: Path) -> None:
     files = [file.relative_to(configs).as_posix() for file in configs.rglob("*") if file.is_file()]
     assert others == {"lejepa_med/py.typed", *demo, *(f"lejepa_med/starting_points/{name}" for name in files)}
     assert {name.split("/")[0] for name in names} == {"lejepa_med", f"lejepa_med-{lejepa_med.__version__}.dist-info"}
-    assert "lejepa-med = lejepa_med.cli.main:main" in entry
+    assert "lejepa-med = lejepa_med.cli.main:program" in entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from lejepa_med.data import converting, preparing
 from lejepa_med.data.cache import Cache
 from lejepa_med.data.files.own_output import check_out
 from lejepa_med.data.index import archive
+from lejepa_med.errors import UserError
 
 
 def index(options: argparse.Namespace) -> dict[str, Any]:
@@ -29,7 +31,14 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     else:
         check_out("convert", options.out, "converted")
         source = options.out / "index"
-        archive.index(options.paths, source, settings, ProgressLine())
+        is_new = not options.out.exists()
+        try:
+            archive.index(options.paths, source, settings, ProgressLine())
+        except UserError:
+            if is_new:  # nothing came of it
+                with contextlib.suppress(OSError):
+                    options.out.rmdir()
+            raise
     count = converting.convert(source, options.out, ProgressLine(), settings.compute)
     result: dict[str, Any] = {"converted": count, "table": options.out / "series.csv"}
     if left := sum(1 for _ in options.out.glob("*.nii.gz")) - count:

@@ -13,6 +13,7 @@ from lejepa_med.errors import OutputExistsError
 from lejepa_med.evaluation import benchmark as grid
 from lejepa_med.evaluation import embedding, single
 from lejepa_med.evaluation import report as pages
+from lejepa_med.evaluation.encoders import lacks_weights
 from lejepa_med.evaluation.estimate import estimate
 from lejepa_med.weights import export as export_weights
 from lejepa_med.weights import load_backbone
@@ -47,7 +48,7 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
     if options.dry_run:
         cells = grid.plan(config)
         lines = [f"{c.task}  {c.encoder}  {c.method}  {c.budget} labels per class  seed {c.seed}" for c in cells]
-        left = estimate(options.out, cells)
+        left = estimate(options.out, cells, {one.name for one in config.encoders if lacks_weights(one)})
         text = "\n".join([*lines, f"{len(cells)} cells", left.sentence(config.workers)])
         return {"text": text, "cells": len(cells), "todo": left.todo, "seconds": round(left.seconds, 1)}
     grid.run_benchmark(config, options.out, ProgressLine())

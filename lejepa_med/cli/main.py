@@ -8,15 +8,17 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import multiprocessing
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lejepa_med._version import __version__
 from lejepa_med.cli.answers import Grammar, WordsError, as_json, failure, hint, of_the_verb, only_the_answer
+from lejepa_med.cli.progress import shown_while
 from lejepa_med.errors import ConfigError, UserError
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
@@ -45,11 +47,25 @@ _VERBS: dict[str, tuple[str, str]] = {
 }
 
 
+_INTERRUPTED = 130
 _CONFIGURED = set(_VERBS) - {"cache", "embed", "report", "export", "config"}
 _GOES_ON = {
     **dict.fromkeys(("index", "prepare", "benchmark"), "; the same command goes on where it was"),
     "pretrain": "; --resume goes on from what was saved",
 }
+
+
+def program() -> NoReturn:
+    """The command `lejepa-med`: `main`, and the end of the process."""
+    code = main()
+    if code != _INTERRUPTED:
+        sys.exit(code)
+    # A thread that is still inside a step would abort the interpreter as it ends, and the shell would see that.
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +110,8 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     module, _ = _VERBS[options.verb]
     if options.overrides and options.verb not in _CONFIGURED:
         raise ConfigError(f"override `{options.overrides[0]}`: `{options.verb}` has no settings")
-    handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
+    with shown_while("loading libraries ..."):
+        handler = getattr(importlib.import_module(f"lejepa_med.cli.{module}"), options.verb)
     result: dict[str, Any] = handler(options)
     return result
 
@@ -105,7 +122,7 @@ def _failed(error: Exception | KeyboardInterrupt, options: argparse.Namespace) -
     if isinstance(error, UserError):
         sentence = str(error).removeprefix(f"{options.verb}: ")
     elif isinstance(error, KeyboardInterrupt):
-        sentence, code = f"interrupted{_GOES_ON.get(options.verb, '')}", 130
+        sentence, code = f"interrupted{_GOES_ON.get(options.verb, '')}", _INTERRUPTED
     elif isinstance(error, OSError) and _is_below(error.filename, getattr(options, "out", None)):
         reason = os.strerror(error.errno or errno.EIO).lower()
         sentence, kind = f"--out {options.out} cannot be written ({reason})", "OutputError"
@@ -292,6 +309,3 @@ _ARGUMENTS = {
     "export": _export,
     "config": _config,
 }
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _INTERVAL_S = {True: 0.2, False: 15.0}
 _CLEAR = "\r\033[K"
@@ -16,6 +17,19 @@ _ONE = {"files": "files", "finding files": "files", "series": "series", "volumes
 def rewrites_lines() -> bool:
     """Whether standard error is a terminal that knows escape sequences. No colour is used anywhere."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and os.name != "nt"
+
+
+@contextlib.contextmanager
+def shown_while(sentence: str) -> Iterator[None]:
+    """On a terminal a sentence that goes away with its block; nothing elsewhere."""
+    if not rewrites_lines():
+        yield
+        return
+    print(sentence, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print(_CLEAR, end="", file=sys.stderr, flush=True)
 
 
 class ProgressLine:

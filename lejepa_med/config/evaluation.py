@@ -277,6 +277,7 @@ class BenchmarkConfig(Frozen):
     )
     transductive: bool = Field(False, description="allow runs that were pretrained on test patients, and mark them")
     allow_duplicates: bool = Field(False, description="allow exact copies of test images on the training side")
+    remark: str | None = Field(None, description="a sentence for readers, which stands first in the report")
     device: str = _DEVICE
 
     @field_validator("tasks", "encoders")

@@ -67,9 +67,14 @@ def recipe_of(config: BenchmarkConfig, method: str) -> dict[str, Any]:
     return {type(recipe).__name__: recipe.model_dump(mode="json") for recipe in used}
 
 
+def lacks_weights(encoder: EncoderConfig) -> bool:
+    """Whether the user has to give weights first."""
+    return isinstance(encoder, Timm2dEncoder) and encoder.weights is None
+
+
 def require_weights(encoder: EncoderConfig, position: int) -> None:
     """Raises NoWeightsError, which says how to give them."""
-    if isinstance(encoder, Timm2dEncoder) and encoder.weights is None:
+    if lacks_weights(encoder):
         raise NoWeightsError(
             f"encoder {encoder.name}: no weights given; give a local file, e.g. "
             f"encoders.{position}.weights=/path/to/dinov2_vits14_pretrain.pth"

@@ -7,7 +7,7 @@ the same method. Nothing finished of a method: its time is not known, and no num
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -25,15 +25,22 @@ _NEARNESS: tuple[Callable[[dict[str, Any]], tuple[Any, ...]], ...] = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """`seconds` of one process for the cells whose time is known; `unknown`: methods of which no cell has finished."""
+    """`seconds` of one process for the cells whose time is known; `unknown`: methods of which no cell has finished.
+
+    `idle` cells have no weights: they will say so, and are not to do.
+    """
 
     todo: int
+    idle: int
     measured: int
     seconds: float
     unknown: tuple[str, ...]
 
     def sentence(self, workers: int) -> str:
         """One line: what is left, how long it takes, and where that is from."""
+        return self._left(workers) + (f"; {self.idle} cells have no weights and will say so" if self.idle else "")
+
+    def _left(self, workers: int) -> str:
         if not self.todo:
             return "all cells are done"
         if not self.measured:
@@ -47,10 +54,11 @@ class Estimate:
         return text + (f"; not known: {', '.join(self.unknown)}" if self.unknown else "")
 
 
-def estimate(out: Path, cells: Sequence[Cell]) -> Estimate:
-    """For the cells of a grid that `out` does not hold yet."""
+def estimate(out: Path, cells: Sequence[Cell], without_weights: Collection[str] = ()) -> Estimate:
+    """For the cells of a grid that `out` does not hold yet; `without_weights` names encoders."""
     finished = [json.loads(cell_file(out, cell).read_text()) for cell in cells if is_done(out, cell)]
-    todo = [cell for cell in cells if not is_done(out, cell)]
+    left = [cell for cell in cells if not is_done(out, cell)]
+    todo = [cell for cell in left if cell.encoder not in without_weights]
     measured = [cell for cell in finished if isinstance(cell.get("seconds"), float)]
     tables = []
     for key in _NEARNESS:
@@ -66,4 +74,4 @@ def estimate(out: Path, cells: Sequence[Cell]) -> Estimate:
             unknown.add(cell.method)
         else:
             total += seconds
-    return Estimate(len(todo), len(measured), total, tuple(sorted(unknown)))
+    return Estimate(len(todo), len(left) - len(todo), len(measured), total, tuple(sorted(unknown)))

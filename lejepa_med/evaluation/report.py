@@ -62,7 +62,7 @@ def write_report(benchmark: Path, out: Path, progress: Progress | None = None) -
     all_tables = tables(opened)
     for name, made in (("results", results_csv), ("areas", areas_csv), ("costs", costs_csv)):
         write_atomically(out / f"{name}.csv", made(opened).encode())
-    write_atomically(out / "results.md", as_markdown(all_tables).encode())
+    write_atomically(out / "results.md", as_markdown(all_tables, opened.config.remark).encode())
     write_atomically(out / "results.tex", as_latex(all_tables).encode())
     sections = []
     for done, (title, section) in enumerate(_SECTIONS):

@@ -33,9 +33,9 @@ def as_html(table: Table, caption: str) -> str:
     )
 
 
-def as_markdown(all_tables: Sequence[Table]) -> str:
-    """Every table as a pipe table under its title."""
-    lines = []
+def as_markdown(all_tables: Sequence[Table], remark: str | None = None) -> str:
+    """The remark, and every table as a pipe table under its title."""
+    lines = [remark, ""] if remark else []
     for table in all_tables:
         lines += [f"## {table.title}", "", f"| {table.corner} | {' | '.join(table.columns)} |"]
         lines.append(f"|---|{'---|' * len(table.columns)}")

@@ -46,7 +46,8 @@ _UNITS = {"study": "studies", "patient": "patients", "series": "scans"}
 def summary_section(benchmark: Benchmark, figures: Path) -> str:
     """Who is ahead, where the data cannot tell, and what to be careful with."""
     del figures
-    parts = [paragraph(text) for text in (arms_paragraph(benchmark), rival_paragraph(benchmark))]
+    parts = [paragraph(benchmark.config.remark, "absent-note")] if benchmark.config.remark else []
+    parts += [paragraph(text) for text in (arms_paragraph(benchmark), rival_paragraph(benchmark))]
     items, budgets = contest_items(benchmark), single_budgets(benchmark)
     parts += [bullets(items), paragraph(budgets)] if items else []
     parts += [paragraph(text, "absent-note") for text in cautions(benchmark)]

@@ -146,7 +146,7 @@ def amount(row: Row, absolute: bool, with_p: bool = False) -> str:
 
 def _interval(low: float | None, high: float | None, metric: str) -> str:
     if low is None or high is None:
-        return "none: too few test patients"
+        return "no interval"
     return f"{number(low, metric)} to {number(high, metric)}"
 
 

@@ -52,7 +52,21 @@ def test_an_error_of_any_verb_is_one_object(
     assert set(answer) == {"error", "kind"} and out.count("\n") == 1
     assert answer["kind"].endswith("Error")
     assert error.splitlines()[-1] == f"lejepa-med {verb}: {answer['error']}", "people read the same sentence"
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["notes.txt"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["full", "notes.txt"], "nothing is left behind"
+
+
+def test_an_interrupted_command_ends_at_once_with_its_exit_code() -> None:
+    """Also while a thread still computes."""
+    script = (
+        "import threading, time\n"
+        "from lejepa_med.cli import main as program\n"
+        "program.main = lambda: 130\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('interrupted', end='')\n"
+        "program.program()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted", "")
 
 
 @pytest.mark.parametrize("words", [["pretrain", "--json"], ["pretrian", "--json"], ["--json"]], ids=" ".join)

@@ -30,6 +30,8 @@ def test_demo_leaves_what_it_says(demo: Path) -> None:
     assert summary["leaks"] == {"LeJEPA": "checked"}
     page = (demo / "report" / "report.html").read_text()
     assert "no weights given" in page and "ventricle grade" in page
+    for text in (page, (demo / "report" / "results.md").read_text()):
+        assert "The numbers below mean nothing." in text
 
 
 @pytest.mark.long

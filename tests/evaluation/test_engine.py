@@ -168,6 +168,10 @@ def test_what_is_left_takes_what_finished_cells_took(archive: Archive, tmp_path:
     assert (left.todo, left.measured, left.unknown) == (len(cells) - 4, 4, ("knn",))
     assert left.seconds == 6 * 120.0  # "all" of shape and five of pixels: the median of what is there
     assert "about 6.0 min with 2 workers, by the median seconds of 4 finished ones" in left.sentence(2)
+    waiting = estimate(tmp_path, cells, {"pixels + PCA"})
+    idle = sum(cell.encoder_kind == "pixels" for cell in cells)
+    assert (waiting.todo, waiting.idle, waiting.seconds) == (left.todo - idle, idle, 120.0)
+    assert waiting.sentence(1).endswith(f"; {idle} cells have no weights and will say so")
 
 
 def test_what_a_failed_cell_tells_holds_no_path() -> None:
