@@ -17,6 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def fitting(sides: Sequence[int], spacing: Sequence[float], longest: int) -> tuple[int, ...]:
+    """The size in true proportions, voxel for voxel as long as `spacing` says, whose longest side is `longest`."""
+    lengths = [count * step for count, step in zip(sides, spacing, strict=True)]
+    return tuple(max(1, round(longest * length / max(lengths))) for length in lengths)
+
+
 def axis_weights(
     start: Float[Tensor, "*batch"],
     length: Float[Tensor, "*batch"],

@@ -38,3 +38,8 @@ class Backbone(nn.Module, ABC):
         self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
     ) -> list[Float[Tensor, "batch _"]]:
         """Pooled features of the last blocks (ViT: class token and mean patch) or stages (CNN), the deepest last."""
+
+    def feature_maps(self, images: Float[Tensor, "batch channel *spatial"]) -> list[Float[Tensor, "batch _ *_grid"]]:
+        """Every stage of a network that has some, else the map of patch tokens; the deepest last."""
+        tokens, grid = self.tokens(images)
+        return [tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)]

@@ -52,6 +52,9 @@ class StagedBackbone(Backbone):
         refuse_sides(type(self).__name__, sides, self.smallest, (self.multiple,) * len(sides))
         return self._stages(images)
 
+    def feature_maps(self, images: Float[Tensor, "batch channel *spatial"]) -> list[Float[Tensor, "batch _ *_grid"]]:
+        return self.stages(images)
+
     def forward(self, images: Float[Tensor, "batch channel *spatial"]) -> Float[Tensor, "batch dim"]:
         return self.stages(images)[-1].flatten(2).mean(-1)
 

@@ -63,6 +63,13 @@ class Timm2d(Backbone):
         stages = self.net.forward_intermediates(images, intermediates_only=True)
         return [stage.flatten(2).mean(-1) for stage in stages[-last:]]
 
+    def feature_maps(self, images: Float[Tensor, "batch channel *spatial"]) -> list[Float[Tensor, "batch _ *_grid"]]:
+        """Every stage where stages differ in resolution, else the map of patch tokens."""
+        if len({stage["reduction"] for stage in self.net.feature_info}) == 1:
+            return super().feature_maps(images)
+        maps: list[Tensor] = self.net.forward_intermediates(images, intermediates_only=True)
+        return maps
+
     def pooled_and_tokens(
         self, images: Float[Tensor, "batch channel *spatial"], last: int = 2
     ) -> tuple[list[Float[Tensor, "batch _"]], Float[Tensor, "batch token token_dim"]]:

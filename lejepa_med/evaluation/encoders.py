@@ -35,7 +35,7 @@ FROZEN = ("run", "random", "pixels", "shape", "timm2d")
 WITH_TOKENS = ("run", "random", "timm2d")
 FINETUNED = ("run", "timm2d", "scratch")
 ADAPTED = ("run", "timm2d")
-SEGMENTED = ("run", "random")
+SEGMENTED = ("run", "random", "timm2d")
 FINETUNING = ("finetune", "lora")
 """Methods that train the network, or adapters in it."""
 SEGMENTING = ("segment_linear", "segment_decoder", "segment_finetune")
@@ -51,7 +51,7 @@ class NoWeightsError(UserError):
 def methods_of(encoder: EncoderConfig) -> tuple[str, ...]:
     """The methods that an encoder takes part in."""
     kinds = {"linear": FROZEN, "knn": FROZEN, "attention": WITH_TOKENS, "finetune": FINETUNED, "lora": ADAPTED}
-    kinds |= {"segment_linear": SEGMENTED, "segment_decoder": SEGMENTED, "segment_finetune": ("run", "scratch")}
+    kinds |= {"segment_linear": SEGMENTED, "segment_decoder": SEGMENTED, "segment_finetune": FINETUNED}
     return tuple(method for method, those in kinds.items() if encoder.kind in those)
 
 

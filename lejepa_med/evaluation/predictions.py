@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from lejepa_med.config.evaluation import EncoderConfig, RandomEncoder
+from lejepa_med.backbones import Backbone
+from lejepa_med.config.evaluation import EncoderConfig, RandomEncoder, Timm2dEncoder
 from lejepa_med.evaluation.attention import TokenStore, attention_probe
 from lejepa_med.evaluation.choosing import choose_aggregation
 from lejepa_med.evaluation.criteria import Choice, TrainedTask
@@ -25,6 +26,7 @@ from lejepa_med.evaluation.encoders import (
 )
 from lejepa_med.evaluation.finetune import Tuner, finetune
 from lejepa_med.evaluation.frozen import Features, FeatureSource, frozen_features, frozen_tokens
+from lejepa_med.evaluation.grey_slices import GreySlices, load_grey_slices
 from lejepa_med.evaluation.grid import Cell, Grid, PreparedTask
 from lejepa_med.evaluation.metrics import Array
 from lejepa_med.evaluation.probes import ProbeTask, knn_probe, linear_probe, standardise
@@ -156,12 +158,18 @@ class EncoderPredictions:
     def _segmented(self, cell: Cell, task: PreparedTask) -> tuple[Array, Choice]:
         trained = {"finetune_backbone": cell.method == "segment_finetune"}
         recipe = self.grid.config.segmentation.model_copy(update=trained)
-        if isinstance(self.encoder, RandomEncoder):
-            backbone = fresh_backbone(self.encoder.like, self.encoder.seed)
-        else:
-            backbone = tuning_start(self.encoder, self.grid.cache, cell.seed).backbone
+        backbone: Backbone
+        match self.encoder:
+            case Timm2dEncoder():
+                backbone = load_grey_slices(self.encoder)
+            case RandomEncoder():
+                backbone = fresh_backbone(self.encoder.like, self.encoder.seed)
+            case _:
+                backbone = tuning_start(self.encoder, self.grid.cache, cell.seed).backbone
         head: SegmentationMethod = "linear" if cell.method == "segment_linear" else "decoder"
         keys = [members[0] for members in task.labelled.members]
         train = [keys[row] for row in task.subset(cell.budget, cell.seed)]
         test = [keys[row] for row in task.split.test]
-        return segment(backbone, self.grid.cache, train, test, recipe, self.device, cell.seed, head), Choice(1, {})
+        fitted = isinstance(backbone, GreySlices)
+        scores = segment(backbone, self.grid.cache, train, test, recipe, self.device, cell.seed, head, fitted)
+        return scores, Choice(1, {})

@@ -41,11 +41,12 @@ def segment(
     device: torch.device,
     seed: int,
     method: SegmentationMethod,
+    fitted: bool = False,
 ) -> NDArray[np.float64]:
     """`[case, 2 * class]`: Dice of every class, then HD95 in mm (pictures: pixels); NaN where it is not defined.
 
-    `backbone` is left as it is. Dice is not defined where the truth has no voxel of the class, HD95 nor where the
-    prediction has none.
+    `backbone` is left as it is. `fitted`: it sees planes enlarged to its window, see `Geometry`. Dice is not defined
+    where the truth has no voxel of the class, HD95 nor where the prediction has none.
 
     Raises:
         DataError: a series has no mask, or the training masks hold no class.
@@ -57,7 +58,7 @@ def segment(
                 f"segmentation: {len(bare)} of {len(keys)} {which} series have no mask, the first {bare[0]}"
             )
     assert backbone.spec is not None
-    geometry = Geometry(backbone.spec.inference, values)
+    geometry = Geometry(backbone.spec.inference, values, fitted)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         cases = [load_case(cache, key, geometry) for key in train_keys]

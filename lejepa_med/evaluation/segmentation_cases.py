@@ -23,7 +23,7 @@ from lejepa_med.data.cache import Cache
 from lejepa_med.data.inference import to_unit
 from lejepa_med.data.sources import PLANE_AXIS
 from lejepa_med.errors import DataError
-from lejepa_med.resampling import resize
+from lejepa_med.resampling import fitting, resize
 from lejepa_med.spec import InferenceSpec
 
 _WINDOWS_PER_PASS = 8
@@ -32,10 +32,14 @@ _RIGHT, _COLUMN = 0, 1  # axes that are never flipped: left-right of a volume an
 
 @dataclass(frozen=True)
 class Geometry:
-    """Windows of an inference spec, and the mask values that are classes 1, 2, ..."""
+    """Windows of an inference spec, and the mask values that are classes 1, 2, ...
+
+    `fitted`: a plane is brought to the window's longest side in true proportions, whatever its size.
+    """
 
     spec: InferenceSpec
     values: tuple[int, ...]
+    fitted: bool = False
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -81,7 +85,11 @@ def load_case(cache: Cache, series_key: str, geometry: Geometry) -> Case:
         kept = [name for name in names if name != axis]
         flips = tuple(place for place, name in enumerate(kept) if name != _RIGHT)
     in_plane = tuple(mm for name, mm in enumerate(spacing) if name != axis)
-    size = _size_seen(tuple(classes.shape[1:]), None if volume.spacing_mm is None else in_plane, spec)
+    sides = tuple(classes.shape[1:])
+    if geometry.fitted:
+        size = fitting(sides, in_plane, max(spec.window))
+    else:
+        size = _size_seen(sides, None if volume.spacing_mm is None else in_plane, spec)
     if size != tuple(classes.shape[1:]):
         planes = torch.stack([resize(plane, size) for plane in planes])
         classes = functional.interpolate(classes[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

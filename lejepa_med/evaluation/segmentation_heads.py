@@ -12,21 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lejepa_med.backbones import Backbone
-from lejepa_med.backbones.staged import StagedBackbone
 from lejepa_med.config.segmentation import SegmentationRecipe
 
 _GROUPS = 4
 _MODES = {2: "bilinear", 3: "trilinear"}
-
-
-def feature_maps(
-    backbone: Backbone, images: Float[Tensor, "batch channel *spatial"]
-) -> list[Float[Tensor, "batch _ *_grid"]]:
-    """Every stage of a network that has some, else the map of patch tokens; the deepest last."""
-    if isinstance(backbone, StagedBackbone):
-        return backbone.stages(images)
-    tokens, grid = backbone.tokens(images)
-    return [tokens.transpose(1, 2).reshape(len(tokens), -1, *grid)]
 
 
 class LinearHead(nn.Module):
@@ -96,7 +85,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch channel *size"]) -> Float[Tensor, "batch output *size"]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            maps = feature_maps(self.backbone, images)
+            maps = self.backbone.feature_maps(images)
         outputs: Tensor = self.head(maps, tuple(images.shape[2:]))
         return outputs
 
@@ -108,7 +97,7 @@ def _channels(backbone: Backbone) -> list[int]:
     training = backbone.training
     parameter = next(itertools.chain(backbone.parameters(), backbone.buffers()), torch.zeros(1))
     window = torch.zeros(1, backbone.in_channels, *backbone.spec.inference.window, device=parameter.device)
-    found = [features.shape[1] for features in feature_maps(backbone.eval(), window)]
+    found = [features.shape[1] for features in backbone.eval().feature_maps(window)]
     backbone.train(training)
     return found
 

@@ -23,7 +23,7 @@ from lejepa_med.data.cache import CachedVolume
 from lejepa_med.data.inference import centred, to_unit
 from lejepa_med.evaluation.volume_store import Arrays, Parts
 from lejepa_med.randomness import generator
-from lejepa_med.resampling import resize
+from lejepa_med.resampling import fitting, resize
 from lejepa_med.weights import load_dinov2
 
 _PLANE_AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
@@ -71,9 +71,7 @@ def evenly(count: int, most: int | None) -> Int[Tensor, " chosen"]:
 def _squared(
     stack: Float[Tensor, "slice row column"], spacing: tuple[float, ...], side: int
 ) -> Float[Tensor, "slice 1 side side"]:
-    millimetres = [count * step for count, step in zip(stack.shape[1:], spacing, strict=True)]
-    size = tuple(max(1, round(side * length / max(millimetres))) for length in millimetres)
-    return centred(resize(stack, size), (side, side))[:, None]
+    return centred(resize(stack, fitting(tuple(stack.shape[1:]), spacing, side)), (side, side))[:, None]
 
 
 def raptor_projection(token_dim: int, config: Timm2dEncoder) -> Float[Tensor, "token_dim random_dim"]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from lejepa_med.config.evaluation import (
@@ -18,12 +19,14 @@ from lejepa_med.config.evaluation import (
     RunEncoder,
     ScratchEncoder,
     ShapeEncoder,
+    Timm2dEncoder,
 )
 from lejepa_med.config.pretraining import HoldoutConfig
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache
 from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.grey_slices import load_grey_slices
 from lejepa_med.evaluation.grid import Grid, plan
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.segmentation import segment
@@ -90,6 +93,23 @@ def test_cells_are_the_numbers_of_segment(cache: Cache, run: RunEncoder, tmp_pat
 
     page = write_report(tmp_path / "out", tmp_path / "report").read_text()
     assert "Dice" in page and "HD95" in page
+
+
+def test_a_colour_network_segments_the_slices_of_volumes(cache: Cache, tmp_path: Path) -> None:
+    """DINOv2's place: frozen and trained, from weights by path; without weights its cells say so."""
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "net.pth")
+    given = Timm2dEncoder(name="2D", model="test_vit", weights=tmp_path / "net.pth", image_size=32)
+    methods = ("segment_linear", "segment_decoder", "segment_finetune")
+    config = config_of(cache, given, Timm2dEncoder(), methods=methods)
+    run_benchmark(config, tmp_path / "out")
+    cells = [json.loads(file.read_text()) for file in (tmp_path / "out" / "cells").glob("*.json")]
+    told = {(cell["encoder"], cell["method"]): cell["status"] for cell in cells}
+    assert told == {(one, m): status for one, status in (("2D", "ok"), ("DINOv2", "no_weights")) for m in methods}
+    backbone = load_grey_slices(given)
+    grey = torch.rand(2, 1, 32, 32)
+    mean, std = (torch.tensor(backbone.network.net.pretrained_cfg[name])[:, None, None] for name in ("mean", "std"))
+    torch.testing.assert_close(backbone(grey), backbone.network((grey.repeat(1, 3, 1, 1) - mean) / std))
 
 
 def test_probe_and_finetune_of_masks(cache: Cache, run: RunEncoder, tmp_path: Path) -> None:

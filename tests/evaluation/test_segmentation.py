@@ -13,10 +13,13 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric
 from torch import Tensor
 
 from lejepa_med.backbones import Backbone, build
+from lejepa_med.backbones.timm2d import Timm2d
+from lejepa_med.config.evaluation import Timm2dEncoder
 from lejepa_med.config.pretraining import ModelConfig
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.data.cache import Cache, entry_name, publish_manifest, write_entry, write_settings
 from lejepa_med.errors import DataError
+from lejepa_med.evaluation.grey_slices import GreySlices
 from lejepa_med.evaluation.segmentation import segment
 from lejepa_med.evaluation.segmentation_cases import Geometry, load_case, stitched, training_windows, window_starts
 from lejepa_med.evaluation.segmentation_heads import Segmenter
@@ -243,3 +246,35 @@ def test_bad_input_is_one_sentence(volumes: Cache, tmp_path: Path) -> None:
 def test_on_a_gpu(volumes: Cache) -> None:
     scores = segment(network(), volumes, TRAIN, TEST, recipe(steps=20), torch.device("cuda"), 0, "decoder")
     assert scores.shape == (2, 4) and np.isfinite(scores[:, :2]).all()
+
+
+def test_slices_fill_the_window_in_true_proportions(tmp_path: Path) -> None:
+    """As a network of another resolution wants them; predictions come back voxel for voxel."""
+    cache = write_masked(tmp_path, [(18, 24, 5), (24, 12, 4)])
+    spec = InferenceSpec(window=(48, 48), planes=("axial",))
+    for key, seen in (("s0", (36, 48)), ("s1", (48, 24))):
+        geometry = Geometry(spec, (4, 7), fitted=True)
+        case = load_case(cache, key, geometry)
+        assert tuple(case.classes.shape[1:]) == seen and case.slice_axis == 2
+
+        def look_up(images: Tensor) -> Tensor:
+            """Class by intensity: the ball lies about 140, the slab about 220."""
+            return torch.cat([-((images - level / 255) ** 2) for level in (60, 140, 220)], 1)
+
+        found = stitched(look_up, case, geometry, overlap=0.5).argmax(0).numpy()
+        assert found.shape == case.truth.shape
+        assert (found == case.truth).mean() > 0.9, "edges are between two classes"
+
+
+def test_a_colour_network_learns_what_can_be_seen(volumes: Cache) -> None:
+    torch.manual_seed(0)
+    network = build(ModelConfig(name="timm/test_efficientnet", in_channels=3))
+    assert isinstance(network, Timm2d)
+    backbone = GreySlices(network.eval(), Timm2dEncoder(model="test_efficientnet", image_size=32))
+    assert [len(found) for found in backbone.feature_maps(torch.rand(2, 1, 32, 32))] == [2] * 5
+    sides = [found.shape[-1] for found in backbone.feature_maps(torch.rand(1, 1, 32, 32))]
+    assert sides == [16, 8, 4, 2, 1]
+    trained = recipe(steps=60, lr=0.01, overlap=0.0, batch_size=8)
+    scores = segment(backbone, volumes, TRAIN, TEST, trained, CPU, 0, "decoder", fitted=True)
+    untrained = segment(backbone, volumes, TRAIN, TEST, recipe(steps=1, lr=1e-9, overlap=0.0), CPU, 0, "decoder", True)
+    assert np.nanmean(scores[:, :2]) > np.nanmean(untrained[:, :2]) + 0.3
