@@ -133,7 +133,8 @@ def benchmark(out: Path, weights: Path | None, runs: list[str], stage: str) -> P
         "encoders": encoders,
         "methods": ["linear", "knn", *(["finetune"] if stage == "final" else [])],
         "finetune_tasks": ["tumour type"],
-        "finetune_budgets": [5, 10, 100],
+        "finetune_budgets": [10, 100],
+        "finetune": {"epochs": 10, "grid": [1.0]},  # two CPU cores: nothing is tuned, for no arm
     }
     run_benchmark(validate(BenchmarkConfig, settings, "benchmark"), out / "benchmark", ProgressLine())
     write_report(out / "benchmark", out / "report")

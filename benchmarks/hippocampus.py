@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from train_to_the_end import train_to_the_end
 
 from lejepa_med.cli.progress import ProgressLine
@@ -54,13 +55,13 @@ def prepare(source: Path, out: Path) -> Path:
     return cache
 
 
-def pretrain(name: str, out: Path, overrides: list[str]) -> Path:
+def pretrain(name: str, out: Path, overrides: list[str], threads: int) -> None:
     """One run, or what is left of it."""
+    torch.set_num_threads(threads)
     run = out / "runs" / name
     if not (run / "DONE").exists():
         config = load_config(PretrainConfig, CONFIG, [f"data.cache={out / 'cache'}", *RUNS[name], *overrides])
         train_to_the_end(config, run, ProgressLine())
-    return run
 
 
 def benchmark(out: Path, runs: list[str]) -> Path:
@@ -108,14 +109,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the threads")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value for every run, e.g. objective.lam=0.3")
     options = parser.parse_intermixed_args()
     if options.data is None:
         raise SystemExit("give --data, or set LEJEPA_MED_REAL_DATA")
-    torch.set_num_threads(options.threads)
     prepare(Path(options.data) / "hippocampus_msd", options.out)
-    for name in options.only:
-        pretrain(name, options.out, options.overrides)
+    threads = max(1, options.threads // options.jobs)
+    Parallel(options.jobs)(delayed(pretrain)(name, options.out, options.overrides, threads) for name in options.only)
+    torch.set_num_threads(options.threads)
     print(benchmark(options.out, options.only).read_text())
 
 
