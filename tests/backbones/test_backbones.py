@@ -64,6 +64,13 @@ def test_protocol(name: str, tmp_path: Path) -> None:
         assert found.shape == (2, int(torch.tensor(grid).prod()), backbone.token_dim)
         layers = backbone.intermediate(images, last=2)
         assert [layer.ndim for layer in layers] == [2, 2]
+        maps = backbone.feature_maps(images)
+        assert tuple(maps[-1].shape[2:]) == grid
+        if "vit" in name:
+            assert len(maps) == 1 and torch.equal(maps[0].flatten(2).transpose(1, 2), found)
+        else:
+            sides = [one.shape[2] for one in maps]
+            assert sides == sorted(sides, reverse=True) and sides[-4] == 8 * sides[-1], "strides 4 to 32"
     backbone(images).square().sum().backward()
     gradients = {key: value.grad for key, value in backbone.named_parameters()}
     unused = [key for key, value in gradients.items() if value is None and not key.endswith("mask_token")]

@@ -82,6 +82,11 @@ def test_protocol(name: str, tmp_path: Path) -> None:
         assert embedding.shape == (2, backbone.dim)
         assert not torch.allclose(embedding[0], embedding[1])
         assert [layer.ndim for layer in layers] == [2, 2]
+        with torch.no_grad():
+            maps = backbone.feature_maps(images)
+        torch.testing.assert_close(maps[-1].flatten(2).transpose(1, 2), tokens)
+        sides = [found.shape[2] for found in maps]
+        assert sides == sorted(sides, reverse=True), "the deepest last"
         pooled = torch.cat([embedding, tokens.mean(1)], -1) if name.startswith("vit") else tokens.mean(1)
         torch.testing.assert_close(layers[-1], pooled)
         if not name.startswith("vit"):
