@@ -30,7 +30,7 @@ from lejepa_med.evaluation.report import write_report
 from lejepa_med.machine import peak_resident_bytes
 
 _SUBJECTS = {"full": 240, "smoke": 40}
-_SMOKE_REMARK = "A check that every stage runs: six steps of training on 40 phantoms. The numbers below mean nothing."
+_SMOKE_REMARK = "Six steps of training on 40 phantoms show that every stage runs. The numbers below mean nothing."
 _SMOKE = {
     "pretrain": ("train.steps=6", "train.batch_size=8", "projector.hidden=32", "objective.num_slices=32"),
     "benchmark": (

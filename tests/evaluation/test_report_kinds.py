@@ -103,7 +103,8 @@ def test_failed_and_missing_arms_have_rows_that_say_so(showcase: Benchmark) -> N
     assert rows["age: Frozen, attention pooling"]["DINOv3"] == "no weights given"
     assert rows["age: area under the budget curve"]["DINOv3"] == "no weights given"
     assert not isinstance(rows["age: area under the budget curve"]["VICReg"], str)
-    assert "DINOv2" not in rows["core: Segmentation, frozen, linear head"]
+    assert rows["core: Segmentation, frozen, linear head"]["DINOv3"] == "no weights given"
+    assert "pixels + PCA" not in rows["core: Segmentation, frozen, linear head"]
     failed = {(line["encoder"], line["method"]): line["failed"] for line in costs(showcase)}
     assert failed["VICReg", "attention"] > 0 and failed["VICReg", "linear"] == 0
 
@@ -111,8 +112,10 @@ def test_failed_and_missing_arms_have_rows_that_say_so(showcase: Benchmark) -> N
 def test_verdict_against_the_strongest_rival_is_that_of_the_areas(showcase: Benchmark) -> None:
     """One budget: that of the score. Ahead or behind only where both the interval and Holm's p say so."""
     outcome, chosen = {"ahead": 0, "behind": 0, "unclear": 0}, 0
-    for task in ("tumour grade", "age", "stage", "findings"):
-        for method in ("linear", "attention", "finetune"):
+    methods = dict.fromkeys(("tumour grade", "age", "stage", "findings"), ("linear", "attention", "finetune"))
+    methods["core"] = ("segment_linear", "segment_finetune")
+    for task, of_task in methods.items():
+        for method in of_task:
             other = showcase.rival(task, method)
             found = [r for r in showcase.summary["rows"] if (r["task"], r["method"]) == (task, method)]
             means = {
@@ -120,7 +123,7 @@ def test_verdict_against_the_strongest_rival_is_that_of_the_areas(showcase: Benc
             }
             assert other == max(means, key=lambda name: means[name])
             row = showcase.area_difference_of.get((task, method, other))
-            assert (row is None) == (method == "finetune")
+            assert (row is None) == (method in ("finetune", *methods["core"])), "one budget"
             row = row or next(r for r in showcase.summary["best_rival"] if (r["task"], r["method"]) == (task, method))
             sure = row["p_adjusted"] <= 0.05
             name = "ahead" if sure and row["low"] > 0 else "behind" if sure and row["high"] < 0 else "unclear"
@@ -130,7 +133,6 @@ def test_verdict_against_the_strongest_rival_is_that_of_the_areas(showcase: Benc
     assert f"ahead in {outcome['ahead']} of {chosen} comparisons and behind in {outcome['behind']}" in said
     assert f"in {outcome['unclear']} the data cannot tell" in said and outcome["ahead"] > 0
     items = contest_items(showcase)
-    assert items[-1] == "core: no rival has a result, so nothing is claimed against one."
     assert sum(item.count("p = ") for item in items) == chosen and "DINOv3" not in "".join(items)
     assert f"of {len(showcase.summary['best_rival'])} comparisons" in single_budgets(showcase)
 
@@ -147,6 +149,15 @@ def test_a_rival_that_wins_is_said_to_win(showcase: Benchmark) -> None:
     assert counts[0][0] == counts[1][0][::-1] and counts[0][0][0] != "0"
     assert any(": behind with " in item for item in contest_items(other))
     assert not any(": ahead" in item for item in contest_items(other))
+
+
+def test_a_task_without_a_rival_claims_nothing(showcase: Benchmark) -> None:
+    left = {
+        name: [row for row in showcase.summary[name] if row["task"] != "core"]
+        for name in ("differences", "best_rival", "area_differences")
+    }
+    items = contest_items(dataclasses.replace(showcase, summary={**showcase.summary, **left}))
+    assert items[-1] == "core: no rival has a result, so nothing is claimed against one."
 
 
 def test_cautions_name_what_a_reader_has_to_know(showcase: Benchmark) -> None:
