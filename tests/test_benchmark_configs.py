@@ -103,4 +103,4 @@ def test_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = [*SMALL, "budgets=[2]", "finetune_budgets=[2]", "holdout.test_fraction=0.5", "segmentation.steps=2"]
     assert main([*words, *few]) == 0
     found = counts(Path("runs/lesions"))
-    assert set(found) == {"ok"} and found["ok"] >= 5, found
+    assert set(found) == {"ok", "no_weights"} and found["ok"] >= 5, found
