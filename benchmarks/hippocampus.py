@@ -64,8 +64,8 @@ def pretrain(name: str, out: Path, overrides: list[str], threads: int) -> None:
         train_to_the_end(config, run, ProgressLine())
 
 
-def benchmark(out: Path, runs: list[str]) -> Path:
-    """Two values of every crop and its masks; all arms."""
+def arms(out: Path, runs: list[str]) -> list[dict[str, Any]]:
+    """The runs, and what they have to beat."""
     first = str(out / "runs" / next(name for name in runs if name.startswith("lejepa")))
     encoders: list[dict[str, Any]] = []
     for name in runs:
@@ -74,32 +74,55 @@ def benchmark(out: Path, runs: list[str]) -> Path:
             encoders.append({"kind": "run", "name": "VICReg", "path": path, "role": "control"})
         else:
             encoders.append({"kind": "run", "name": f"LeJEPA {name[-1]}", "path": path, "group": "LeJEPA"})
-    encoders += [
+    return [
+        *encoders,
         {"kind": "timm2d", "name": "DINOv2 ViT-S", "weights": None},
         {"kind": "random", "name": "random init", "like": first},
         {"kind": "scratch", "name": "from scratch", "like": first},
-        {"kind": "pixels", "name": "pixels + PCA"},
-        {"kind": "shape", "name": "box shape", "intensity": False},
-        {"kind": "shape", "name": "shape + intensity"},
     ]
+
+
+def measure_values(out: Path, runs: list[str], workers: int) -> None:
+    """Anterior fraction and volume of every crop."""
     value = {"labels": str(out / "labels.csv"), "kind": "regression"}
     settings = {
-        "data": {"cache": str(out / "cache")},
         "tasks": [
             {"name": "anterior fraction", "column": "anterior_fraction", **value},
             {"name": "volume", "column": "volume_mm3", **value},
-            {"name": "parts", "kind": "segmentation"},
         ],
-        "encoders": encoders,
-        "methods": ["linear", "knn", "finetune", "segment_linear", "segment_decoder", "segment_finetune"],
-        "budgets": [10, 25, 50],
-        "finetune_budgets": [10, 50],
-        "finetune_seeds": 2,
-        "holdout": HOLDOUT,
+        "encoders": [
+            *arms(out, runs),
+            {"kind": "pixels", "name": "pixels + PCA"},
+            {"kind": "shape", "name": "box shape", "intensity": False},
+            {"kind": "shape", "name": "shape + intensity"},
+        ],
+        "methods": ["linear", "knn", "finetune"],
+        "budgets": [1, 2, 5, 10],
+        "finetune_budgets": [5, 10],
+        "finetune": {"grid": [1.0], "epochs": 20},
     }
-    run_benchmark(validate(BenchmarkConfig, settings, "benchmark"), out / "benchmark", ProgressLine())
-    write_report(out / "benchmark", out / "report")
-    return out / "report" / "results.md"
+    _run(settings, out, "values", workers)
+
+
+def measure_segmentation(out: Path, runs: list[str], workers: int) -> None:
+    """Anterior and posterior part, voxel by voxel; budgets are volumes."""
+    settings = {
+        "tasks": [{"name": "parts", "kind": "segmentation"}],
+        "encoders": arms(out, runs),
+        "methods": ["segment_linear", "segment_decoder", "segment_finetune"],
+        "budgets": [2, 10],
+        "seeds": 3,
+        "finetune_budgets": [2, 10],
+        "segmentation": {"steps": 400, "flips": False},  # front and back are what is asked for
+    }
+    _run(settings, out, "segmentation", workers)
+
+
+def _run(settings: dict[str, Any], out: Path, name: str, workers: int) -> None:
+    settings |= {"data": {"cache": str(out / "cache")}, "holdout": HOLDOUT, "workers": workers}
+    run_benchmark(validate(BenchmarkConfig, settings, "benchmark"), out / name, ProgressLine())
+    write_report(out / name, out / f"{name}_report")
+    print((out / f"{name}_report" / "results.md").read_text())
 
 
 def main() -> None:
@@ -109,7 +132,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the threads")
+    parser.add_argument("--jobs", type=int, default=1, help="runs, then cells, at a time; they share the threads")
     parser.add_argument("overrides", nargs="*", default=[], help="key=value for every run, e.g. objective.lam=0.3")
     options = parser.parse_intermixed_args()
     if options.data is None:
@@ -118,7 +141,8 @@ def main() -> None:
     threads = max(1, options.threads // options.jobs)
     Parallel(options.jobs)(delayed(pretrain)(name, options.out, options.overrides, threads) for name in options.only)
     torch.set_num_threads(options.threads)
-    print(benchmark(options.out, options.only).read_text())
+    measure_values(options.out, options.only, options.jobs)
+    measure_segmentation(options.out, options.only, options.jobs)
 
 
 if __name__ == "__main__":

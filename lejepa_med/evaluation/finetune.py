@@ -21,6 +21,7 @@ from lejepa_med.backbones import Backbone
 from lejepa_med.backbones.depth import layer_numbers
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config.evaluation import FinetuneRecipe, LoraRecipe
+from lejepa_med.errors import UserError
 from lejepa_med.evaluation.adapters import add_adapters
 from lejepa_med.evaluation.batches import batches_per_epoch, epochs_of_batches
 from lejepa_med.evaluation.classifier import Classifier, Colouring
@@ -78,6 +79,8 @@ def _fitted(tuner: Tuner, task: TrainedTask, test: Sequence[Members], factor: fl
     _train(model, tuner, task, criterion, torch.optim.AdamW(groups, weight_decay=recipe.weight_decay))
     _renormalise(model, tuner, task)
     outputs = _predict(model.eval(), tuner.store, test, tuner.device, bf16)
+    if not outputs.isfinite().all():
+        raise UserError("fine-tuning diverged: predictions are no numbers; try a lower lr")
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     return criterion.scores(outputs), trained
 

@@ -22,7 +22,7 @@ from lejepa_med.backbones import Backbone
 from lejepa_med.backbones.normalisation import reestimate_batchnorm
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.data.cache import Cache
-from lejepa_med.errors import DataError
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.evaluation.device import use_bf16
 from lejepa_med.evaluation.mask_labels import foreground_classes
 from lejepa_med.evaluation.segmentation_cases import Case, Geometry, load_case, stitched, training_windows
@@ -50,6 +50,7 @@ def segment(
 
     Raises:
         DataError: a series has no mask, or the training masks hold no class.
+        UserError: training diverged.
     """
     values = tuple(foreground_classes(cache))
     for keys, which in ((train_keys, "training"), (test_keys, "test")):
@@ -94,6 +95,8 @@ def _train(
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UserError("segmentation: training diverged to weights that are no numbers; try a lower segmentation.lr")
     if recipe.finetune_backbone:
         batches = (training_windows(cases, geometry, recipe, generator)[0] for _ in range(8))
         reestimate_batchnorm(model.backbone, batches)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lejepa_med.backbones import Backbone
+from lejepa_med.backbones.convolution import keep_tiny_maps_in_float32
 from lejepa_med.config.segmentation import SegmentationRecipe
 
 _GROUPS = 4
@@ -76,6 +77,7 @@ class Segmenter(nn.Module):
             self.head = LinearHead(channels, outputs, backbone.spatial_dims)
         else:
             self.head = DecoderHead(channels, outputs, backbone.spatial_dims, recipe.decoder_channels)
+        keep_tiny_maps_in_float32(self.head)
 
     def train(self, mode: bool = True) -> Segmenter:
         super().train(mode)

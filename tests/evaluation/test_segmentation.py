@@ -13,16 +13,17 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric
 from torch import Tensor
 
 from lejepa_med.backbones import Backbone, build
+from lejepa_med.backbones.convolution import Conv3d, keep_tiny_maps_in_float32
 from lejepa_med.backbones.timm2d import Timm2d
 from lejepa_med.config.evaluation import Timm2dEncoder
 from lejepa_med.config.pretraining import ModelConfig
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.data.cache import Cache, entry_name, publish_manifest, write_entry, write_settings
-from lejepa_med.errors import DataError
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.evaluation.grey_slices import GreySlices
 from lejepa_med.evaluation.segmentation import segment
 from lejepa_med.evaluation.segmentation_cases import Geometry, load_case, stitched, training_windows, window_starts
-from lejepa_med.evaluation.segmentation_heads import Segmenter
+from lejepa_med.evaluation.segmentation_heads import DecoderHead, Segmenter
 from lejepa_med.evaluation.segmentation_metrics import dice, hd95_mm
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
 
@@ -278,3 +279,33 @@ def test_a_colour_network_learns_what_can_be_seen(volumes: Cache) -> None:
     scores = segment(backbone, volumes, TRAIN, TEST, trained, CPU, 0, "decoder", fitted=True)
     untrained = segment(backbone, volumes, TRAIN, TEST, recipe(steps=1, lr=1e-9, overlap=0.0), CPU, 0, "decoder", True)
     assert np.nanmean(scores[:, :2]) > np.nanmean(untrained[:, :2]) + 0.3
+
+
+def test_bf16_gradients_of_the_decoder_are_right() -> None:
+    """Its maps get as small as a backbone's last, where oneDNN's bf16 conv3d gives any weight gradient."""
+    torch.manual_seed(0)
+    head = DecoderHead((8, 16, 32, 64), 3, spatial_dims=3, width=16)
+    keep_tiny_maps_in_float32(head)
+    assert isinstance(Segmenter(network(), 3, "decoder", SegmentationRecipe()).head.fine[0], Conv3d)
+    maps = [torch.randn(4, size, *[side] * 3) for size, side in ((8, 8), (16, 4), (32, 2), (64, 1))]
+    wanted = torch.randn(4, 3, 16, 16, 16)
+
+    def gradients(bf16: bool) -> list[Tensor]:
+        head.zero_grad()
+        garbage = [torch.full((size,), torch.nan) for size in (1000, 5000, 27648, 100000)]
+        del garbage  # whatever is read before it is written
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            output = head(maps, (16, 16, 16))
+        (output.float() * wanted).mean().backward()
+        return [p.grad.clone() for p in head.parameters() if p.grad is not None and p.ndim > 1]
+
+    exact = gradients(bf16=False)
+    for _ in range(4):
+        for found, right in zip(gradients(bf16=True), exact, strict=True):
+            assert float((found - right).norm() / right.norm()) < 0.1
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
+    cache = write_masked(tmp_path, [(16, 16, 16)] * 3)
+    with pytest.raises(UserError, match="diverged"):
+        segment(network(), cache, ["s0", "s1"], ["s2"], SegmentationRecipe(steps=20, lr=1e30), CPU, 0, "decoder")
