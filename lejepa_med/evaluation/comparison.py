@@ -106,7 +106,10 @@ def areas(points: Sequence[Point]) -> list[Result]:
 
 
 def area_differences(points: Sequence[Point], reference: Arm | None) -> list[Result]:
-    """The reference's area minus every other arm's, over the budgets and label seeds of both."""
+    """The reference's area minus every other arm's, over the budgets and label seeds of both.
+
+    `p_adjusted` is Holm's over the tasks of a method, `p_adjusted_all` over all tasks and methods of the benchmark.
+    """
     curves, rows = _curves(points), []
     for (task, method, name), curve in curves.items():
         mine = curves.get((task, method, reference.name), []) if reference is not None else []
@@ -118,20 +121,21 @@ def area_differences(points: Sequence[Point], reference: Arm | None) -> list[Res
         if first is not None and second is not None:
             row = {**_described(pairs[0][0]), **_against(*pairs[0]), "budgets": [a.budget for a, _ in pairs]}
             rows.append(row | _difference(first - second))
-    return adjusted(rows)
+    return adjusted(adjusted(rows), lambda row: (row["other"],), "p_adjusted_all")
 
 
 def adjusted(
     rows: list[Result],
     family: Callable[[Result], tuple[str, ...]] = lambda row: (row["method"], row["other"]),
+    name: str = "p_adjusted",
 ) -> list[Result]:
-    """Adds `p_adjusted`: Holm's over all tasks and budgets of a family."""
+    """Adds Holm's p over all rows of a family, under that name."""
     members: dict[tuple[str, ...], list[Result]] = defaultdict(list)
     for row in rows:
         members[family(row)].append(row)
     for together in members.values():
         for row, value in zip(together, holm([row["p"] for row in together]), strict=True):
-            row["p_adjusted"] = value
+            row[name] = value
     return rows
 
 

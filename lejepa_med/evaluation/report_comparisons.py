@@ -74,7 +74,8 @@ def area_difference_table(benchmark: Benchmark, task: str) -> Table | None:
         return None
     note = (
         f"Paired over the budgets that both have, in {difference_unit(benchmark, task)}: 95 % interval and Holm's p "
-        f"over tasks. ▲ {benchmark.reference} is ahead, ▼ behind, ○ the interval covers 0: the data cannot tell."
+        f"over tasks; in brackets over all tasks and methods. ▲ {benchmark.reference} is ahead, ▼ behind, "
+        "○ the interval covers 0: the data cannot tell."
     )
     title = f"{task}: {benchmark.reference} minus the others, area under the budget curve"
     return Table(title, "method", _names(methods), rows, note)
@@ -136,7 +137,9 @@ def _area_difference_entry(row: Row | None) -> Entry:
     entry = difference_entry(row)
     if row is None or row["p_adjusted"] is None:
         return entry
-    return Entry(entry.value, f"{entry.interval} p = {p_value(row['p_adjusted'])}", entry.style)
+    everything = row.get("p_adjusted_all")
+    of_all = "" if everything is None else f" ({p_value(everything)})"
+    return Entry(entry.value, f"{entry.interval} p = {p_value(row['p_adjusted'])}{of_all}", entry.style)
 
 
 def _names(methods: list[str]) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ _RESULTS = (
 )  # fmt: skip
 _AREAS = (
     "task", "kind", "method", "encoder", "role", "metric", "value", "low", "high", "difference", "difference_low",
-    "difference_high", "p", "p_adjusted",
+    "difference_high", "p", "p_adjusted", "p_adjusted_all",
 )  # fmt: skip
 
 
@@ -45,11 +45,16 @@ def results_csv(benchmark: Benchmark) -> str:
 
 
 def areas_csv(benchmark: Benchmark) -> str:
-    """One line per task, method and arm: the area under the budget curve, and the paired difference."""
+    """One line per task, method and arm: the area under the budget curve, and the paired difference.
+
+    `p_adjusted` counts all tasks of the method, `p_adjusted_all` those of all methods.
+    """
     lines = []
     for (task, method, arm), row in benchmark.area_of.items():
         line = {name: row.get(name) for name in _AREAS} | {"role": benchmark.roles[arm]}
-        lines.append(line | _difference(benchmark.area_difference_of.get((task, method, arm))))
+        difference = benchmark.area_difference_of.get((task, method, arm))
+        line["p_adjusted_all"] = (difference or {}).get("p_adjusted_all")
+        lines.append(line | _difference(difference))
     return as_csv(_AREAS, lines)
 
 

@@ -22,6 +22,7 @@ from lejepa_med.config.evaluation import (
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.bootstrap import holm
 from lejepa_med.evaluation.comparison import adjusted
 from lejepa_med.evaluation.encoders import tuning_start
 from lejepa_med.evaluation.grid import Grid, plan
@@ -119,6 +120,11 @@ def test_the_strongest_rival_is_named(archive: Archive, make_run: Callable[..., 
     family = [row for row in summary.best_rival if row["method"] == "knn"]
     again = adjusted([dict(row) for row in family])
     assert [row["p_adjusted"] for row in family] == [row["p_adjusted"] for row in again]
+    for other in ("strong", "weak", "no rival"):
+        both = [row for row in summary.area_differences if row["other"] == other]
+        assert {row["method"] for row in both} == {"linear", "knn"}
+        assert [row["p_adjusted_all"] for row in both] == holm([row["p"] for row in both])
+        assert [row["p_adjusted"] for row in both] == [row["p"] for row in both]  # one task: nothing to adjust for
 
 
 def test_labels_that_tell_nothing_score_chance(archive: Archive, tmp_path: Path) -> None:
