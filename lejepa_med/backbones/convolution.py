@@ -1,4 +1,4 @@
-"""3D convolutions of maps of a few voxels, where a CPU's kernels are wrong: in float32, longer than the kernel."""
+"""Convolutions of maps of a few voxels, where a CPU's kernels are wrong: in float32, longer than the kernel."""
 
 from __future__ import annotations
 
@@ -24,11 +24,29 @@ class Conv3d(nn.Conv3d):
         return exact
 
 
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d; a strided one of a map that is one pixel wide is in float32 on a CPU, elsewhere torch's to the bit.
+
+    Under bf16 autocast its weight gradient comes from uninitialised memory (torch 2.15, AVX512-BF16).
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        thin = any(side == 1 and step > 1 for side, step in zip(input.shape[2:], self.stride, strict=True))
+        if not thin or input.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            unchanged: Tensor = super()._conv_forward(input, weight, bias)
+            return unchanged
+        with torch.autocast("cpu", enabled=False):
+            exact: Tensor = super()._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return exact
+
+
 def keep_tiny_maps_in_float32(module: nn.Module) -> None:
-    """Every nn.Conv3d inside `module` becomes the one above; parameters, their names and hooks stay."""
+    """Every nn.Conv2d and nn.Conv3d inside `module` becomes one of the above; parameters, names and hooks stay."""
     for part in module.modules():
         if type(part) is nn.Conv3d:
             part.__class__ = Conv3d  # in place: no parent or optimizer has to be told
+        elif type(part) is nn.Conv2d:
+            part.__class__ = Conv2d
 
 
 def _voxels_missing(x: Tensor, conv: nn.Conv3d) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lejepa_med.backbones.convolution import keep_tiny_maps_in_float32
 from lejepa_med.backbones.positions2d import PositionRule, follow_rule
 from lejepa_med.backbones.protocol import Backbone
 from lejepa_med.errors import ConfigError
@@ -27,6 +28,7 @@ class Timm2d(Backbone):
             raise ConfigError(f"model timm/{name}: timm has no model of this name; near it: {near or 'none'}")
         sizes = {"dynamic_img_size": True} if _is_vit(name) else {}
         self.net = timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_channels, **sizes)
+        keep_tiny_maps_in_float32(self.net)
         if positions != "timm" and not follow_rule(self.net, positions):
             raise ConfigError(f"model.positions {positions}: timm/{name} has no learnt positions to resize; use timm")
         self.positions: PositionRule = positions

@@ -11,7 +11,7 @@ from smallest_networks import rand, smallest
 from torch import nn
 
 from lejepa_med.backbones import build
-from lejepa_med.backbones.convolution import keep_tiny_maps_in_float32
+from lejepa_med.backbones.convolution import Conv2d, keep_tiny_maps_in_float32
 from lejepa_med.config import ModelConfig
 
 
@@ -95,3 +95,27 @@ def test_a_strided_kernel_of_seven_on_a_small_map(sides: tuple[int, ...], autoca
         assert ours is not None and right is not None
         assert ours.shape == right.shape, name
         assert float((ours - right).norm() / right.norm()) < 1e-5, name
+
+
+@pytest.mark.parametrize("sides", [(1, 1), (4, 1), (1, 4), (2, 2)])
+def test_bf16_gradients_of_strided_pictures_one_pixel_wide(sides: tuple[int, int]) -> None:
+    """What a ResNet's last stage makes of a view of 16 pixels: oneDNN's weight gradient is of uninitialised memory."""
+    conv = nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False)
+    keep_tiny_maps_in_float32(conv)
+    images, gradient = rand(4, 16, *sides) - 0.5, rand(4, 32, *((side + 1) // 2 for side in sides), seed=1) - 0.5
+    shape = conv.weight.shape
+    expected = nn.grad.conv2d_weight(images.double(), shape, gradient.double(), stride=2, padding=1)
+    for _ in range(4):
+        garbage = [torch.full((size,), torch.nan) for size in (1000, 4608, 9216, 100000)]
+        del garbage
+        conv.weight.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = conv(images)
+        found.backward(gradient.to(found.dtype))
+        assert conv.weight.grad is not None
+        assert float((conv.weight.grad - expected).norm() / expected.norm()) < 0.02
+
+
+def test_networks_of_timm_are_kept_from_it() -> None:
+    network = build(ModelConfig(name="timm/resnet10t"))
+    assert {type(part) for part in network.modules() if isinstance(part, nn.Conv2d)} == {Conv2d}
