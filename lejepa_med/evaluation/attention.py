@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lejepa_med.config.evaluation import AttentionRecipe
+from lejepa_med.errors import UserError
 from lejepa_med.evaluation.batches import epochs_of_batches
 from lejepa_med.evaluation.criteria import Choice, Criterion, Members, TrainedTask, validation_share
 from lejepa_med.evaluation.metrics import Array
@@ -124,6 +125,8 @@ def attention_probe(
         model, _ = _train(store, task, recipe, lr, steps, device)
         criterion = Criterion(task.kind, task.target, task.classes)
         outputs = _outputs(model, store, test, recipe.batch_size, device)
+    if not outputs.isfinite().all():
+        raise UserError("attention pooling diverged: predictions are no numbers; try lower attention.lrs")
     return criterion.scores(outputs), Choice(tuned, {"lr": lr, "steps": float(steps)})
 
 

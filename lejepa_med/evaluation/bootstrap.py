@@ -7,9 +7,11 @@ is inside the mean and is shown on its own.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -22,6 +24,8 @@ _VALUES_PER_CHUNK = 4_000_000
 DRAWS = 2000
 MIN_PATIENTS = 10
 """Test patients below which no interval is given."""
+_UNDEFINED = 0.01
+"""Share of draws without a value from which on none is given: some class has a handful of patients."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,7 @@ class Repeats:
 
     deviation: Array
     freedom: int
+    arm: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,49 +96,67 @@ class Drawn:
     repeats: tuple[Repeats, ...] = ()
 
     def __sub__(self, other: Drawn) -> Drawn:
-        turned = tuple(Repeats(-one.deviation, one.freedom) for one in other.repeats)
+        turned = tuple(Repeats(-one.deviation, one.freedom, one.arm) for one in other.repeats)
         return Drawn(self.value - other.value, self.draws - other.draws, self.repeats + turned)
 
     @cached_property
-    def usable(self) -> Array:
-        """Draws of patients and repeats that have a value.
+    def _finite(self) -> tuple[Array, list[Array]]:
+        """Draws of patients that have a value, and what each arm's repeats add to them."""
+        finite = np.isfinite(self.draws)
+        for one in self.repeats:
+            finite &= np.isfinite(one.deviation)
+        return self.draws[finite], [one.deviation[finite] for one in self.repeats]
+
+    def usable(self, level: float = 0.05) -> Array:
+        """Draws of patients and repeats that have a value, for an interval that misses with probability `level`.
 
         Few repeats know their own spread badly. With variances V of patients and V_i of repeats, whose quantiles of
         Student's t are t_i, deviations of repeats are stretched until the whole is as wide as the mean quantile
         (V z + sum V_i t_i) / (V + sum V_i) asks for (Cochran & Cox 1950), which errs on the wide side.
         """
-        if not self.repeats:
-            return self.draws[np.isfinite(self.draws)]
-        finite = np.isfinite(self.draws) & np.isfinite(np.stack([one.deviation for one in self.repeats])).all(0)
-        patients, parts = self.draws[finite], [one.deviation[finite] for one in self.repeats]
-        own = sum(float(part.var()) for part in parts) if finite.any() else 0.0
+        patients, parts = self._finite
+        own = sum(float(part.var()) for part in parts) if len(patients) else 0.0
         if own <= 1e-18:
             return patients
         total = own + float(patients.var())
-        normal = stats.norm.ppf(0.975)
+        normal, upper = stats.norm.ppf(1 - level / 2), 1 - level / 2
         wide = [
-            stats.t.ppf(0.975, one.freedom) / normal * part.var() for part, one in zip(parts, self.repeats, strict=True)
+            stats.t.ppf(upper, one.freedom) / normal * part.var() for part, one in zip(parts, self.repeats, strict=True)
         ]
         ratio = (total - own + float(np.sum(wide))) / total
         stretch = math.sqrt(max(1.0, (ratio**2 * total - (total - own)) / own))
         return np.asarray(patients + stretch * np.sum(parts, axis=0))
 
     @property
+    def centred(self) -> Drawn:
+        """The same spread around the value, for a statistic that drawing with replacement biases."""
+        if not np.isfinite(self.draws).any():
+            return self
+        return replace(self, draws=self.draws + (self.value - np.nanmean(self.draws)))
+
+    @property
     def interval(self) -> Interval:
         """From the 2.5th to the 97.5th percentile of the draws that have a value."""
-        return _interval(self.value, self.usable)
+        return _interval(self.value, self.usable())
 
     @property
     def p(self) -> float:
         """Two-sided: twice the share of draws on the rarer side of 0, of B + 1 with the data themselves; at most 1.
 
-        NaN where there are no draws.
+        Of few repeats: the level whose interval just reaches 0, since the tails of Student's t are longer than those
+        of draws that were stretched for another level. NaN where there are no draws.
         """
-        usable = self.usable
-        if not len(usable):
+        if not len(self._finite[0]):
             return float("nan")
-        rarer = min((usable <= 0).sum(), (usable >= 0).sum())
-        return min(1.0, 2 * float(rarer + 1) / (len(usable) + 1))
+        if not self.repeats:
+            return _tails(self.usable())
+        low, high = 2 / (len(self._finite[0]) + 1), 1 - 1e-6
+        if _tails(self.usable(low)) <= low:
+            return low
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (middle, high) if _tails(self.usable(middle)) > middle else (low, middle)
+        return min(1.0, high)
 
 
 def draw_metric(
@@ -150,7 +173,10 @@ def draw_metric(
         return Drawn(value, np.empty(0))
     few = draws * len(groups) <= _VALUES_PER_CHUNK
     weights = (_kept_draws(tuple(groups), draws, seed),) if few else patient_draws(groups, draws, seed)
-    return Drawn(value, np.concatenate([metric(truth, prediction, w) for w in weights]))
+    found = np.concatenate([metric(truth, prediction, w) for w in weights])
+    if np.isnan(found).mean() > _UNDEFINED:
+        found = np.full_like(found, np.nan)
+    return Drawn(value, found)
 
 
 @lru_cache(maxsize=2)
@@ -162,29 +188,35 @@ def _kept_draws(groups: tuple[str, ...], draws: int, seed: int) -> Array:
 
 
 def mean_of(parts: Sequence[Drawn], weights: Sequence[float] | None = None) -> Drawn:
-    """Their mean, or their sum with these weights, draw by draw; all of one arm, whose repeats are drawn once."""
+    """Their mean, or their sum with these weights, draw by draw; of one arm, whose repeats are drawn once."""
     share = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights)
     draws = np.stack([part.draws for part in parts])
+    by_arm: dict[str, list[tuple[float, Repeats]]] = defaultdict(list)
+    for weight, part in zip(share.tolist(), parts, strict=True):
+        for one in part.repeats:
+            by_arm[one.arm].append((weight, one))
     repeats = tuple(
-        Repeats(np.asarray(share @ np.stack([one.deviation for one in same])), min(one.freedom for one in same))
-        for same in zip(*(part.repeats for part in parts), strict=True)
+        Repeats(np.sum([weight * one.deviation for weight, one in same], 0), min(one.freedom for _, one in same), arm)
+        for arm, same in by_arm.items()
     )
     return Drawn(float(share @ [part.value for part in parts]), np.asarray(share @ draws), repeats)
 
 
-def over_repeats(repeats: Sequence[Drawn], seed: int) -> Drawn:
-    """Mean over independent repeats (pretraining seeds), drawing the repeats as well as the patients.
+def over_repeats(repeats: Mapping[str, Drawn], arm: str) -> Drawn:
+    """Mean over independent repeats (pretraining seeds) by name, drawing the repeats as well as the patients.
 
     R repeats drawn from themselves give few different means, which vary too little. Instead each repeat's deviation is
-    multiplied by a normal number (multiplier bootstrap), and their sum has the variance of a mean of R.
+    multiplied by a normal number (multiplier bootstrap), and their sum has the variance of a mean of R. The numbers
+    belong to the repeat and its arm: they are the same wherever both occur.
     """
-    mean, count = mean_of(repeats), len(repeats)
+    mean, count = mean_of(list(repeats.values())), len(repeats)
     if count == 1 or not len(mean.draws):
         return mean
-    generator = np.random.default_rng(seed)
-    multipliers = generator.normal(size=(count, len(mean.draws))) / math.sqrt(count * (count - 1))
-    deviation = (multipliers * (np.stack([repeat.draws for repeat in repeats]) - mean.draws)).sum(0)
-    return Drawn(mean.value, mean.draws, (Repeats(deviation, count - 1),))
+    deviation = np.zeros_like(mean.draws)
+    for name, repeat in repeats.items():
+        seed = int(hashlib.sha256(f"{arm}\n{name}".encode()).hexdigest()[:8], 16)
+        deviation += np.random.default_rng(seed).normal(size=len(mean.draws)) * (repeat.draws - mean.draws)
+    return Drawn(mean.value, mean.draws, (Repeats(deviation / math.sqrt(count * (count - 1)), count - 1, arm),))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -206,6 +238,11 @@ def patient_draws(groups: Sequence[str], draws: int, seed: int) -> Iterator[Arra
     for start in range(0, draws, piece):
         counts = generator.multinomial(len(patients), even, size=min(piece, draws - start))
         yield counts[:, member].astype(np.float64)
+
+
+def _tails(usable: Array) -> float:
+    rarer = min((usable <= 0).sum(), (usable >= 0).sum())
+    return min(1.0, 2 * float(rarer + 1) / (len(usable) + 1))
 
 
 def _interval(value: float, usable: Array) -> Interval:

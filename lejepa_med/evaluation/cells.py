@@ -78,7 +78,7 @@ def run_cell(cell: Cell, task: PreparedTask, predictions: EncoderPredictions) ->
             "series_key": [task.labelled.members[row][0] for row in test],
             "patient_key": list(task.test_groups),
             "truth": _listed(truth),
-            "score": _listed(np.round(prediction, 6)),
+            "score": _listed(_significant(prediction)),
         }
     return result | meter.numbers
 
@@ -92,6 +92,11 @@ def _frames(error: BaseException) -> list[str]:
     """Where an error came through, from the outside in: module and line, no values."""
     frames = traceback.extract_tb(error.__traceback__)
     return [f"{Path(frame.filename).stem}:{frame.lineno} {frame.name}" for frame in frames] or ["unknown"]
+
+
+def _significant(values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """To nine significant digits, which is what float32 holds: ranks of tiny probabilities must stay."""
+    return np.array([float(f"{value:.9g}") for value in values.ravel().tolist()]).reshape(values.shape)
 
 
 def _listed(values: NDArray[np.generic]) -> list[Any]:

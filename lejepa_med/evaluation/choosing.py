@@ -14,7 +14,6 @@ from lejepa_med.config.evaluation import ProbeRecipe
 from lejepa_med.evaluation.criteria import error
 from lejepa_med.evaluation.metrics import Array
 from lejepa_med.evaluation.probes import (
-    CROSS_VALIDATED_FROM,
     ProbeTask,
     choose_penalty,
     knn_probe,
@@ -32,7 +31,7 @@ def choose_aggregation(
 ) -> str:
     """The name of the features (`[row, feature]` of the labelled rows) that serve the task best."""
     names = list(candidates)
-    if len(names) == 1 or np.bincount(task.strata).min() < CROSS_VALIDATED_FROM or len(set(task.groups)) < 2:
+    if len(names) == 1 or not task.is_tuned:
         return names[0]
     errors = [_error_of(candidates[name], kind, task, method, recipe) for name in names]
     return names[int(np.argmin(errors))]

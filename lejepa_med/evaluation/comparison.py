@@ -1,12 +1,11 @@
 """Arms compared on the same draws of patients: means, differences, areas under the budget curve, adjusted p values.
 
 The reference is compared with every other arm, and in particular with the strongest rival: of each task and method the
-one with the highest test mean over all budgets. To choose on the test patients favours the rival, never the reference.
+one with the largest area on the test patients. To choose on the test patients favours the rival, never the reference.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from lejepa_med.evaluation.splits import Budget
 Result = dict[str, Any]
 SECONDARY_DRAWS = 500
 """For intervals of metrics that are not the headline."""
+BIASED = ("ece",)
+"""Metrics that are larger in nearly every draw than in the data: their draws are moved onto the value."""
 
 
 @dataclass
@@ -46,11 +47,11 @@ class Point:
         """Training labels."""
         return int(next(cell["labels"] for cells in self.cells.values() for cell in cells.values()))
 
-    def score(self, metric: str, seeds: Iterable[int]) -> Drawn:
-        """Mean over label seeds of each encoder, then over the encoders as repeats."""
-        chosen = sorted(seeds)
-        repeats = [mean_of([self._cell(metric, name, seed) for seed in chosen]) for name in self.cells]
-        return over_repeats(repeats, int(hashlib.sha256(self.arm.name.encode()).hexdigest()[:8], 16))
+    def score(self, metric: str, seeds: Iterable[int], members: Iterable[str] | None = None) -> Drawn:
+        """Mean over label seeds of each encoder, then over the encoders (or some `members`) as repeats."""
+        chosen, names = sorted(seeds), self.cells if members is None else members
+        repeats = {name: mean_of([self._cell(metric, name, seed) for seed in chosen]) for name in names}
+        return over_repeats(repeats, self.arm.name)
 
     def _cell(self, metric: str, name: str, seed: int) -> Drawn:
         key = (metric, name, seed)
@@ -60,7 +61,8 @@ class Point:
             prediction = np.asarray(self.cells[name][seed]["predictions"]["score"], dtype=np.float64)
             draws = DRAWS if metric == next(iter(functions)) else SECONDARY_DRAWS
             truth = labelled.target[task.split.test]
-            self._drawn[key] = draw_metric(truth, prediction, task.test_groups, functions[metric], draws)
+            drawn = draw_metric(truth, prediction, task.test_groups, functions[metric], draws)
+            self._drawn[key] = drawn.centred if metric in BIASED else drawn
         return self._drawn[key]
 
 
@@ -82,15 +84,29 @@ def differences(points: Sequence[Point], reference: Arm | None) -> list[Result]:
 
 
 def best_rivals(points: Sequence[Point], rows: Sequence[Result]) -> list[Result]:
-    """Of `differences`, those to the strongest rival of a task and method, adjusted as one family of the method."""
-    means: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for point in points:
-        if point.arm.is_rival and point.seeds:
-            key = (point.task.config.name, point.method)
-            means[key][point.arm.name].append(point.score(_headline(point), point.seeds).value)
-    best = {key: max((float(np.mean(values)), name) for name, values in found.items()) for key, found in means.items()}
-    chosen = [dict(row) for row in rows if best.get((row["task"], row["method"]), (0.0, ""))[1] == row["other"]]
+    """Of `differences`, those to the strongest rival of a task and method, adjusted as one family of the method.
+
+    The strongest has the largest area over the budgets that all rivals have (one budget: the best score there).
+    """
+    curves: dict[tuple[str, str], dict[str, list[Point]]] = defaultdict(dict)
+    for (task, method, name), curve in _curves(points).items():
+        if curve[0].arm.is_rival:
+            curves[task, method][name] = curve
+    best = {key: _strongest(rivals) for key, rivals in curves.items()}
+    chosen = [dict(row) for row in rows if best.get((row["task"], row["method"])) == row["other"]]
     return adjusted(chosen, lambda row: (row["method"],))
+
+
+def _strongest(rivals: dict[str, list[Point]]) -> str:
+    """The name of the curve with the largest area; where no budget is common to all, of the largest own mean."""
+    common = set.intersection(*({point.budget for point in curve} for curve in rivals.values()))
+    found = {}
+    for name, curve in rivals.items():
+        shared = [point for point in curve if point.budget in common] or curve
+        area = _area(shared, [point.seeds for point in shared])
+        values = [point.score(_headline(point), point.seeds).value for point in shared]
+        found[name] = float(np.mean(values)) if area is None else area.value
+    return max(found, key=lambda name: -np.inf if np.isnan(found[name]) else found[name])
 
 
 def areas(points: Sequence[Point]) -> list[Result]:
@@ -101,7 +117,7 @@ def areas(points: Sequence[Point]) -> list[Result]:
         if found is not None:
             interval = found.interval.within(*limits(_headline(curve[0])))
             row = {**_described(curve[0]), "encoder": curve[0].arm.name, **vars(interval)}
-            rows.append(row | {"budgets": [point.budget for point in curve]})
+            rows.append(row | {"budgets": [point.budget for point in curve], "repeats": len(_members(curve))})
     return rows
 
 
@@ -140,14 +156,23 @@ def adjusted(
 
 
 def _area(curve: Sequence[Point], seeds: Sequence[set[int]]) -> Drawn | None:
-    """Trapezoids over log(labels), divided by its range; None for fewer than two budgets."""
+    """Trapezoids over log(labels), divided by its range; None for fewer than two budgets.
+
+    Of repeats, those with a result at every budget: an area of other runs at other budgets would be of none.
+    """
     x = np.log([point.labels for point in curve])
-    if len(curve) < 2 or x[-1] <= x[0]:
+    members = _members(curve)
+    if len(curve) < 2 or x[-1] <= x[0] or not members:
         return None
     step = np.diff(x) / (x[-1] - x[0])
     weights = (np.concatenate([[0.0], step]) + np.concatenate([step, [0.0]])) / 2
-    parts = [point.score(_headline(point), chosen) for point, chosen in zip(curve, seeds, strict=True)]
+    parts = [point.score(_headline(point), chosen, members) for point, chosen in zip(curve, seeds, strict=True)]
     return mean_of(parts, weights.tolist())
+
+
+def _members(curve: Sequence[Point]) -> list[str]:
+    """Encoders of the arm that have a result at every budget."""
+    return [name for name in curve[0].cells if all(name in point.cells for point in curve)]
 
 
 def _curves(points: Sequence[Point]) -> dict[tuple[str, str, str], list[Point]]:

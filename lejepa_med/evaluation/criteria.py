@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lejepa_med.evaluation.metrics import Array
-from lejepa_med.evaluation.probes import CROSS_VALIDATED_FROM, patient_folds
+from lejepa_med.evaluation.probes import enough_to_choose, patient_folds
+from lejepa_med.evaluation.targets import Kind
 
 Members = tuple[str, ...]
 """The series that make one sample."""
@@ -32,7 +33,7 @@ class TrainedTask:
     `ProbeTask`.
     """
 
-    kind: str
+    kind: Kind
     members: tuple[Members, ...]
     target: NDArray[np.generic]
     classes: int
@@ -57,11 +58,15 @@ class Choice:
 
 def validation_share(task: TrainedTask) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """Rows that train and rows that choose, by patient; None where there are too few labels to choose by."""
-    if np.bincount(task.strata).min() < CROSS_VALIDATED_FROM or len(set(task.groups)) < 2:
+    if not enough_to_choose(task.kind, task.target, task.strata, task.groups):
         return None
     fold = patient_folds(task.strata, task.groups)
     fit, held = np.flatnonzero(fold != 0), np.flatnonzero(fold == 0)
-    if len(np.unique(task.strata[fit])) < len(np.unique(task.strata)):
+    if task.kind == "multilabel":
+        lost = any((task.target == value).any(0) @ ~(task.target[fit] == value).any(0) for value in (0, 1))
+    else:
+        lost = len(np.unique(task.strata[fit])) < len(np.unique(task.strata))
+    if lost or not len(held):
         return None  # patients with many rows: a class would have none to learn from
     return fit, held
 

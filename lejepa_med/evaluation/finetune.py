@@ -56,10 +56,22 @@ def finetune(tuner: Tuner, task: TrainedTask, test: Sequence[Members]) -> tuple[
         share = validation_share(task) if len(grid) > 1 else None
         if share is not None:
             fit, held = (task.part(rows) for rows in share)
-            errors = [error(held.kind, held.target, _fitted(tuner, fit, held.members, one)[0]) for one in grid]
+            errors = [_validation_error(tuner, fit, held, one) for one in grid]
             factor, tuned = grid[int(np.argmin(errors))], len(grid)
         scores, trained = _fitted(tuner, task, test, factor)
     return scores, Choice(tuned, {"lr": tuner.recipe.lr * factor, "trained_parameters": float(trained)})
+
+
+class _DivergedError(UserError):
+    """Training ended in predictions that are no numbers."""
+
+
+def _validation_error(tuner: Tuner, fit: TrainedTask, held: TrainedTask, factor: float) -> float:
+    """Infinite where training with that factor diverges: another factor is chosen."""
+    try:
+        return error(held.kind, held.target, _fitted(tuner, fit, held.members, factor)[0])
+    except _DivergedError:
+        return math.inf
 
 
 def _fitted(tuner: Tuner, task: TrainedTask, test: Sequence[Members], factor: float) -> tuple[Array, int]:
@@ -80,7 +92,7 @@ def _fitted(tuner: Tuner, task: TrainedTask, test: Sequence[Members], factor: fl
     _renormalise(model, tuner, task)
     outputs = _predict(model.eval(), tuner.store, test, tuner.device, bf16)
     if not outputs.isfinite().all():
-        raise UserError("fine-tuning diverged: predictions are no numbers; try a lower lr")
+        raise _DivergedError("fine-tuning diverged: predictions are no numbers; try a lower lr")
     trained = sum(parameter.numel() for group in groups for parameter in group["params"])
     return criterion.scores(outputs), trained
 

@@ -192,11 +192,23 @@ class Grid:
                     f"use the holdout of its pretraining, or set transductive=true to compare all the same"
                 )
             found[encoder.name] = f"transductive: saw {len(seen)} test patients" if seen else "checked"
+            if not seen and len(record) and not self._knows(record):
+                found[encoder.name] = (
+                    "not checked: none of its scans or patients has a key of this cache, so it was made with another "
+                    "index, where the same patients have other keys, or from another archive"
+                )
             if not seen and not is_complete(record):
                 found[encoder.name] = (
                     "not checked: trained on data given in Python, or started from weights without a record"
                 )
         return found
+
+    def _knows(self, pretraining: pd.DataFrame) -> bool:
+        """Whether any key of a pretraining list is one of the cache, of whatever side."""
+        return any(
+            bool(self.cache.table[column].isin(set(pretraining[column]) - {""}).any())
+            for column in ("patient_key", "series_key")
+        )
 
     def _leaked(self, pretraining: pd.DataFrame) -> set[str]:
         """Test patients that occur in a pretraining list, by patient or by series."""

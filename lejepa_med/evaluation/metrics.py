@@ -95,7 +95,8 @@ def r2(truth: Truth, score: Array, weights: Array) -> Array:
     values = truth.astype(np.float64) - truth.astype(np.float64).mean()
     total = weights.sum(1)
     spread = weights @ values**2 - (weights @ values) ** 2 / total
-    return 1 - _ratio(weights @ (truth.astype(np.float64) - score) ** 2, np.where(spread > 1e-12, spread, 0))
+    smallest = 1e-12 * (weights @ values**2)  # of a draw of equal values rounding alone is left
+    return 1 - _ratio(weights @ (truth.astype(np.float64) - score) ** 2, np.where(spread > smallest, spread, 0))
 
 
 def mae(truth: Truth, score: Array, weights: Array) -> Array:

@@ -19,13 +19,18 @@ from lejepa_med.evaluation.device import pick_device
 from lejepa_med.evaluation.encoders import (
     FINETUNING,
     SEGMENTING,
-    fresh_backbone,
     methods_of,
     require_weights,
     tuning_start,
 )
 from lejepa_med.evaluation.finetune import Tuner, finetune
-from lejepa_med.evaluation.frozen import Features, FeatureSource, frozen_features, frozen_tokens
+from lejepa_med.evaluation.frozen import (
+    Features,
+    FeatureSource,
+    frozen_features,
+    frozen_tokens,
+    normalised_fresh_backbone,
+)
 from lejepa_med.evaluation.grey_slices import GreySlices, load_grey_slices
 from lejepa_med.evaluation.grid import Cell, Grid, PreparedTask
 from lejepa_med.evaluation.metrics import Array
@@ -104,12 +109,13 @@ class EncoderPredictions:
             name = choose_aggregation(
                 {name: found[rows] for name, found in features.items()}, labelled.kind, probe, cell.method, recipe
             )
-            found = features[name]
+            found, compared = features[name], len(features) if probe.is_tuned else 1
             chosen: dict[str, float | str] = {"aggregation": name} if len(features) > 1 else {}
             if cell.method == "knn":
-                return knn_probe(found[rows], found[task.split.test], probe, recipe), Choice(len(features), chosen)
+                return knn_probe(found[rows], found[task.split.test], probe, recipe), Choice(compared, chosen)
             score, penalty = linear_probe(found[rows], found[task.split.test], probe, recipe)
-        return score, Choice(len(features) * len(recipe.penalties), {"penalty": penalty, **chosen})
+        compared *= len(recipe.penalties) if probe.has_tuned_penalty else 1
+        return score, Choice(compared, {"penalty": penalty, **chosen})
 
     def _standardised(self, task: PreparedTask) -> dict[str, Array]:
         if self._standard is None or self._standard[0] != task.config.name:
@@ -155,6 +161,13 @@ class EncoderPredictions:
         members = task.labelled.members
         return finetune(tuner, self._trained_task(cell, task), [members[row] for row in task.split.test])
 
+    def _fresh(self, encoder: RandomEncoder) -> Backbone:
+        if self._normalised is None:
+            self._normalised = normalised_fresh_backbone(encoder, self.source)
+        return self._normalised
+
+    _normalised: Backbone | None = None
+
     def _segmented(self, cell: Cell, task: PreparedTask) -> tuple[Array, Choice]:
         trained = {"finetune_backbone": cell.method == "segment_finetune"}
         recipe = self.grid.config.segmentation.model_copy(update=trained)
@@ -163,7 +176,7 @@ class EncoderPredictions:
             case Timm2dEncoder():
                 backbone = load_grey_slices(self.encoder)
             case RandomEncoder():
-                backbone = fresh_backbone(self.encoder.like, self.encoder.seed)
+                backbone = self._fresh(self.encoder)
             case _:
                 backbone = tuning_start(self.encoder, self.grid.cache, cell.seed).backbone
         head: SegmentationMethod = "linear" if cell.method == "segment_linear" else "decoder"

@@ -26,6 +26,22 @@ CROSS_VALIDATED_FROM = 5
 FOLDS = 5
 
 
+def enough_to_choose(
+    kind: Kind, target: NDArray[np.generic], strata: NDArray[np.int64], groups: tuple[str, ...]
+) -> bool:
+    """Whether settings can be chosen on these labels: five of every class and two patients.
+
+    Several labels: five of both values of every label that has both; the sets of labels (`strata`) may be rarer.
+    """
+    if len(set(groups)) < 2:
+        return False
+    if kind == "multilabel":
+        counts = np.stack([(target == 0).sum(0), (target == 1).sum(0)])
+        both = counts[:, counts.min(0) > 0]
+        return bool(both.size) and int(both.min()) >= CROSS_VALIDATED_FROM
+    return int(np.bincount(strata).min()) >= CROSS_VALIDATED_FROM
+
+
 @dataclass(frozen=True)
 class ProbeTask:
     """What is fitted: `target` of `Targets` and the `strata` and `groups` of the labelled samples.
@@ -38,6 +54,18 @@ class ProbeTask:
     groups: tuple[str, ...]
     classes: int
     kind: Kind
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether settings are chosen by cross-validation, see `enough_to_choose`."""
+        return enough_to_choose(self.kind, self.target, self.strata, self.groups)
+
+    @property
+    def has_tuned_penalty(self) -> bool:
+        """The same of the penalty, which several labels choose for themselves."""
+        if self.kind != "multilabel":
+            return self.is_tuned
+        return any(part.is_tuned for part in (self.label(number)[0] for number in range(self.classes)))
 
     @classmethod
     def of(cls, labelled: LabelledSet, rows: NDArray[np.int64]) -> ProbeTask:
@@ -91,7 +119,7 @@ def linear_probe(train: Array, test: Array, task: ProbeTask, recipe: ProbeRecipe
 
 def choose_penalty(train: Array, task: ProbeTask, recipe: ProbeRecipe) -> float:
     """The inverse penalty with the smallest loss under patient-grouped cross-validation; preset for few labels."""
-    if np.bincount(task.strata).min() < CROSS_VALIDATED_FROM or len(set(task.groups)) < 2:
+    if not task.is_tuned:
         return recipe.preset_penalty
     fold = patient_folds(task.strata, task.groups)
     grid = sorted(recipe.penalties)

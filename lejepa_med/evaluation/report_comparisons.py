@@ -47,8 +47,8 @@ def rival_table(benchmark: Benchmark, task: str) -> Table | None:
         return None
     columns = (str(benchmark.reference), "strongest rival", "its score", "difference", "p", "p, Holm")
     note = (
-        f"The strongest rival of a method is the one with the highest mean over budgets on the test patients, a choice "
-        f"that favours the rival. Difference: {benchmark.reference} minus the rival, paired, in "
+        "The strongest rival of a method is the one with the largest area under the budget curve, a choice on the test "
+        f"patients that favours the rival. Difference: {benchmark.reference} minus the rival, paired, in "
         f"{difference_unit(benchmark, task)}; p two-sided, of the bootstrap. Holm: adjusted over all tasks and budgets "
         f"of a method (areas: over tasks); bold where it is at most {SIGNIFICANT:g}."
     )

@@ -138,8 +138,10 @@ class Benchmark:
     @property
     def run(self) -> Path | None:
         """Folder of that run, if it is there."""
+        reference = reference_of(self.config)
+        first = reference.members[0] if reference is not None else None
         for encoder in self.config.encoders:
-            if encoder.kind == "run":
+            if encoder.kind == "run" and first in (encoder.name, None):
                 folder = encoder.path if encoder.path.is_dir() else encoder.path.parent
                 return folder if folder.is_dir() else None
         return None
@@ -196,12 +198,32 @@ class Benchmark:
 
     def unknown_patients(self, task: str) -> int | None:
         """Test samples whose patient the index does not know; None where the config names no index that is there."""
+        return None if self._nameless is None else len(self._nameless & set(self.test_series(task)))
+
+    def unknown_elsewhere(self) -> int:
+        """Scans of the cache that no task tests and whose patient the index does not know."""
+        if self._nameless is None or self.cache is None:
+            return 0
+        tested = {key for task in self.summary["tasks"] for key in self.test_series(task)}
+        return len((self._nameless & set(self.cache.table["series_key"])) - tested)
+
+    @cached_property
+    def _nameless(self) -> set[str] | None:
+        """Series of the index without a patient."""
         table = self.config.data.index / "series.parquet" if self.config.data.index is not None else None
         if table is None or not table.is_file():
             return None
         found = pd.read_parquet(table, columns=["series_key", "flags"])
         flagged = found["flags"].fillna("").str.split(";").map(lambda flags: "patient_unknown" in flags)
-        return len(set(found.loc[flagged, "series_key"]) & set(self.test_series(task)))
+        return set(found.loc[flagged, "series_key"])
+
+    def test_patients(self, task: str) -> dict[str, str]:
+        """Test series to patient, as the task groups them."""
+        for cell in self.cells:
+            found = cell["predictions"]
+            if cell["task"] == task and cell["status"] == "ok" and "series_key" in found:
+                return dict(zip(found["series_key"], found["patient_key"], strict=True))
+        return {}
 
     def truths(self, task: str) -> dict[str, Any]:
         """The label of every test series: a class name, or a value; none of masks."""

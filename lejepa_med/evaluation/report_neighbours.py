@@ -17,13 +17,17 @@ NEIGHBOURS = 4
 
 
 def nearest(features: NDArray[np.float32], patients: list[str], count: int = NEIGHBOURS) -> NDArray[np.int64]:
-    """Rows of the `count` nearest rows of other patients, by cosine of standardised features: `[row, neighbour]`."""
+    """Rows of the `count` nearest rows of other patients, by cosine of standardised features: `[row, neighbour]`.
+
+    Fewer columns where some row has fewer of other patients.
+    """
     standard = (features - features.mean(0)) / np.where(features.std(0) > 1e-6, features.std(0), 1.0)
     unit = standard / np.maximum(np.linalg.norm(standard, axis=1, keepdims=True), 1e-12)
     cosine = unit @ unit.T
     owner = np.unique(np.asarray(patients), return_inverse=True)[1]
     cosine[owner[:, None] == owner[None]] = -np.inf
-    order = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
+    others = len(owner) - int(np.bincount(owner).max())  # a scan has at least so many of other patients
+    order = np.argsort(-cosine, axis=1, kind="stable")[:, : min(count, others)]
     return order.astype(np.int64)
 
 

@@ -86,13 +86,13 @@ def neighbours_section(benchmark: Benchmark, figures: Path) -> str:
             stored = benchmark.features(encoder) if encoder is not None else None
             if encoder is None or stored is None:
                 continue
-            features, series, patients = stored
-            truths = benchmark.truths(task)
+            features, series, _ = stored
+            truths, patients = benchmark.truths(task), benchmark.test_patients(task)
             rows = [row for row in np.argsort(series).tolist() if series[row] in truths]
             if len(rows) < 2:
                 continue
             keys, labels = [series[row] for row in rows], [truths[series[row]] for row in rows]
-            owners = [patients[row] for row in rows]
+            owners = [patients[key] for key in keys]
             found = nearest(features[rows], owners)
             file = figures / f"neighbours-{slug(task)}-{slug(encoder)}.png"
             save_image(neighbour_sheet(cache, keys, labels, found, query_rows(labels)), file)

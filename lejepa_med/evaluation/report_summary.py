@@ -116,7 +116,7 @@ def missing_paragraph(benchmark: Benchmark) -> str:
 
 def cautions(benchmark: Benchmark) -> list[str]:
     """What a reader has to know before believing a number; one sentence each."""
-    said = [missing_paragraph(benchmark), _one_run(benchmark), *_leaks(benchmark)]
+    said = [missing_paragraph(benchmark), _one_run(benchmark), _drawn_labels(benchmark), *_leaks(benchmark)]
     duplicates = benchmark.summary.get("duplicates") or {"tasks": {}, "pretraining": {}}
     if any(one["near"] or one["exact"] for side in duplicates.values() for one in side.values()):
         said.append(duplicate_sentence(duplicates))
@@ -126,23 +126,58 @@ def cautions(benchmark: Benchmark) -> list[str]:
                 f"{task}: {described['test_patients']} test patients are fewer than {MIN_PATIENTS}; no interval is "
                 "given and nothing claimed."
             )
+        said.append(_rare(task, described))
         unknown = benchmark.unknown_patients(task)
         if unknown:
             said.append(
                 f"{task}: of {unknown} of {len(benchmark.test_series(task))} test scans no patient id is known. Each "
                 "file or study counts as a patient, so one person may be on both sides, and scores may be too high."
             )
+    said.append(_unknown_elsewhere(benchmark))
     return [text for text in said if text]
 
 
 def _one_run(benchmark: Benchmark) -> str:
     trained = [arm.name for arm in benchmark.arms if arm.kind == "run" and len(arm.members) == 1]
-    if not trained:
+    drawn = [arm.name for arm in benchmark.arms if arm.kind == "random" and len(arm.members) == 1]
+    if not trained and not drawn:
         return ""
-    names = listing([quoted(name) for name in trained])
+    each = f"one pretraining run{' each' if len(trained) > 1 else ''}"
+    parts = [f"of {listing([quoted(name) for name in trained])} there is {each}"] if trained else []
+    parts += [f"of {listing([quoted(name) for name in drawn])} one draw of weights"] if drawn else []
+    said = ", ".join(parts)
+    return f"{said[0].upper()}{said[1:]}: intervals speak about other test patients, not about another seed of these."
+
+
+def _drawn_labels(benchmark: Benchmark) -> str:
+    """Intervals hold the labelled subsets fixed; with few labels another draw of them can change more."""
+    frozen, trained = benchmark.config.seeds, benchmark.config.finetune_seeds
     return (
-        f"Of {names} there is one pretraining run{' each' if len(trained) > 1 else ''}: intervals speak about other "
-        "test patients, not about another pretraining seed."
+        f"Scores below `all` are means over {counted(frozen, 'draw')} of the labelled subset (fine-tuning: {trained}). "
+        "Intervals and p values hold these draws fixed: with few labels, other draws may change a score, and who is "
+        "ahead, by more than the interval shows; `per_seed` in summary.json has each."
+    )
+
+
+def _rare(task: str, described: Row) -> str:
+    """Classes, or labels that few have or few lack, whose test patients are too few to stand for others."""
+    few = {name: count for name, count in described.get("test_class_patients", {}).items() if count < MIN_PATIENTS}
+    if not few or described["test_patients"] < MIN_PATIENTS:
+        return ""
+    said = listing([f"{quoted(name)} ({count})" for name, count in few.items()])
+    return (
+        f"{task}: {said} {'stands' if len(few) == 1 else 'stand'} on few test patients; intervals that rest on fewer "
+        f"than {MIN_PATIENTS} are too narrow."
+    )
+
+
+def _unknown_elsewhere(benchmark: Benchmark) -> str:
+    unknown = benchmark.unknown_elsewhere()
+    if not unknown:
+        return ""
+    return (
+        f"Of {counted(unknown, 'scan')} that no task tests no patient id is known: "
+        f"{'it' if unknown == 1 else 'one of them'} may show a test patient under another key."
     )
 
 

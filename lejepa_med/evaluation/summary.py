@@ -90,9 +90,24 @@ def describe_task(grid: Grid, task: PreparedTask) -> Result:
             described[f"{side}_known"] = np.isfinite(labelled.target[rows]).sum(0).tolist()
         elif labelled.kind in ("classification", "ordinal"):
             described[f"{side}_labels"] = np.bincount(labelled.target[rows], minlength=len(labelled.classes)).tolist()
+    described["test_class_patients"] = _class_patients(task)
     described["set_aside"] = len(labelled) - len(split.train) - len(split.test)
     described["left_out"] = grid.left_out(task)
     return described | {"missing_labels": labelled.missing, "unmatched_ids": labelled.unmatched}
+
+
+def _class_patients(task: PreparedTask) -> dict[str, int]:
+    """Test patients of every class; of several labels, those who have it or those who lack it, whichever are fewer."""
+    labelled, tested = task.labelled, task.split.test
+    groups, target = np.asarray(labelled.groups)[tested], labelled.target[tested]
+    if labelled.kind == "multilabel":
+        return {
+            name: min(len(set(groups[target[:, number] == value])) for value in (0, 1))
+            for number, name in enumerate(labelled.classes)
+        }
+    if labelled.kind not in ("classification", "ordinal"):
+        return {}
+    return {name: len(set(groups[target == number])) for number, name in enumerate(labelled.classes)}
 
 
 def _split_name(task: PreparedTask) -> str:

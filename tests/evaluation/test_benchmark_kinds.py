@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,11 +22,12 @@ from lejepa_med.config.evaluation import (
 )
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.errors import DataError
+from lejepa_med.evaluation.arms import Arm
 from lejepa_med.evaluation.benchmark import run_benchmark
-from lejepa_med.evaluation.bootstrap import holm
-from lejepa_med.evaluation.comparison import adjusted
+from lejepa_med.evaluation.bootstrap import Drawn, holm
+from lejepa_med.evaluation.comparison import Point, adjusted, best_rivals
 from lejepa_med.evaluation.encoders import tuning_start
-from lejepa_med.evaluation.grid import Grid, plan
+from lejepa_med.evaluation.grid import Grid, PreparedTask, plan
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.window_store import WindowStore
 
@@ -125,6 +127,28 @@ def test_the_strongest_rival_is_named(archive: Archive, make_run: Callable[..., 
         assert {row["method"] for row in both} == {"linear", "knn"}
         assert [row["p_adjusted_all"] for row in both] == holm([row["p"] for row in both])
         assert [row["p_adjusted"] for row in both] == [row["p"] for row in both]  # one task: nothing to adjust for
+
+
+def test_the_strongest_rival_has_the_largest_area() -> None:
+    """Few budgets lie close together, many far apart: a mean over budgets can name another than the area does."""
+
+    class Fixed(Point):
+        def score(self, metric: str, seeds: Iterable[int], members: Iterable[str] | None = None) -> Drawn:
+            return Drawn(values[self.arm.name][int(self.budget)], np.empty(0))
+
+    labelled = SimpleNamespace(kind="classification", classes=("a", "b"))
+    task = object.__new__(PreparedTask)
+    vars(task).update(config=SimpleNamespace(name="task"), labelled=labelled)
+    values = {"x": {3: 0.30, 15: 0.42, 30: 0.60, 570: 0.56}, "y": {3: 0.40, 15: 0.44, 30: 0.50, 570: 0.56}}
+    values["lost"] = {570: 0.57}  # at the smaller budgets it failed
+    points, rows = [], []
+    for name, found in values.items():
+        for budget in found:
+            cells = {name: {0: {"labels": budget}}}
+            points.append(Fixed(Arm(name, "timm2d", (name,), True), task, "linear", budget, cells))
+            rows.append({"task": "task", "method": "linear", "other": name, "p": 0.5})
+    assert {row["other"] for row in best_rivals([p for p in points if p.arm.name != "lost"], rows)} == {"x"}
+    assert {row["other"] for row in best_rivals(points, rows)} == {"lost"}  # at the one budget that all have
 
 
 def test_labels_that_tell_nothing_score_chance(archive: Archive, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 
 from lejepa_med.evaluation import metrics
 from lejepa_med.evaluation.bootstrap import Drawn, bootstrap, draw_metric, holm, mean_of, over_repeats
@@ -53,20 +56,75 @@ def test_one_repeat_is_the_interval_over_patients() -> None:
     error = np.random.default_rng(0).normal(5, 1, 60)
     groups = [f"p{row}" for row in range(60)]
     drawn = draw_metric(np.zeros(60), error, groups, metrics.mae)
-    assert over_repeats([drawn], seed=1).interval == bootstrap(np.zeros(60), [error], groups, metrics.mae)
-    same = over_repeats([drawn, drawn, drawn], seed=1)  # repeats that agree add nothing
-    assert same.usable == pytest.approx(drawn.draws)
+    assert over_repeats({"a": drawn}, "arm").interval == bootstrap(np.zeros(60), [error], groups, metrics.mae)
+    same = over_repeats({"a": drawn, "b": drawn, "c": drawn}, "arm")  # repeats that agree add nothing
+    assert same.usable() == pytest.approx(drawn.draws)
 
 
 def test_a_difference_of_equal_arms_of_repeats_is_nothing() -> None:
     generator = np.random.default_rng(0)
     groups = [f"p{row}" for row in range(60)]
-    drawn = [draw_metric(np.zeros(60), generator.normal(5, 1, 60), groups, metrics.mae) for _ in range(3)]
-    arm = over_repeats(drawn, seed=1)
+    drawn = {name: draw_metric(np.zeros(60), generator.normal(5, 1, 60), groups, metrics.mae) for name in "abc"}
+    arm = over_repeats(drawn, "arm")
     area = mean_of([arm, arm], [0.5, 0.5])
     assert area.interval == arm.interval  # the same repeats at every budget
     assert ((arm - area).draws == 0).all()
-    assert (arm - over_repeats(drawn, seed=2)).interval.high > 0  # other runs of the same kind would differ
+    assert (arm - over_repeats(drawn, "other")).interval.high > 0  # other runs of the same kind would differ
+
+
+def test_a_lost_repeat_leaves_the_others_their_draws() -> None:
+    """One of three runs without a result at one budget: the area is of what there is, run by run."""
+    generator, groups = np.random.default_rng(0), [f"p{row}" for row in range(60)]
+    drawn = {name: draw_metric(np.zeros(60), generator.normal(5, 1, 60), groups, metrics.mae) for name in "abc"}
+    whole, two = over_repeats(drawn, "arm"), over_repeats({name: drawn[name] for name in "bc"}, "arm")
+    one = over_repeats({"c": drawn["c"]}, "arm")
+    for parts in ([whole, two], [whole, one], [one, two]):
+        area = mean_of(parts, [0.5, 0.5])
+        assert area.value == pytest.approx((parts[0].value + parts[1].value) / 2)
+        assert area.interval.low < area.value < area.interval.high
+        assert len(area.repeats) == 1
+    alone = over_repeats({"b": drawn["b"], "c": drawn["b"]}, "arm")
+    moved = over_repeats({"a": drawn["b"], "b": drawn["b"], "c": drawn["c"]}, "arm")
+    same = over_repeats({"b": drawn["b"], "c": drawn["c"]}, "arm")
+    assert np.abs(alone.repeats[0].deviation).max() < 1e-12
+    assert np.corrcoef(moved.repeats[0].deviation, same.repeats[0].deviation)[0, 1] > 0.5  # c's own numbers in both
+
+
+@pytest.mark.parametrize("p", [0.05, 0.02, 0.01])
+def test_p_of_three_repeats_is_student_s(p: float) -> None:
+    """Runs that differ much and patients that do not: the t test with two degrees of freedom."""
+    values = np.array([-1.0, 0.0, 1.0])
+    shift = stats.t.ppf(1 - p / 2, 2) * values.std(ddof=1) / math.sqrt(3)
+    noise = np.random.default_rng(0).normal(0, 1e-6, 2000)
+    repeats = {str(one): Drawn(one + shift, one + shift + noise) for one in values}
+    found = np.median([over_repeats(repeats, f"arm {number}").p for number in range(20)])
+    assert found == pytest.approx(p, rel=0.25)
+
+
+def test_nothing_is_said_of_a_class_of_three_patients() -> None:
+    """A draw without any of them has no AUROC; the rest of the draws would say nothing of how few they are."""
+    generator, groups = np.random.default_rng(0), [f"p{row}" for row in range(60)]
+    for positives, known in ((3, False), (12, True)):
+        truth = (np.arange(60) < positives).astype(np.float64)
+        drawn = draw_metric(truth, generator.uniform(size=60), groups, metrics.auroc)
+        assert np.isfinite(drawn.value) and np.isfinite(drawn.interval.low) == known == np.isfinite(drawn.p)
+        assert np.isfinite(mean_of([drawn, drawn]).interval.low) == known
+        assert np.isfinite((drawn - drawn).centred.interval.high) == known
+
+
+def test_the_interval_of_a_calibration_error_holds_it() -> None:
+    """Drawing with replacement makes any calibration error larger."""
+    generator, groups = np.random.default_rng(0), [f"p{row}" for row in range(97)]
+    drawn = []
+    for _ in range(5):
+        score = generator.dirichlet(np.ones(4), 97)
+        truth = np.array([generator.choice(4, p=row) for row in score])
+        drawn.append(draw_metric(truth, score, groups, metrics.top_label_ece))
+    mean = mean_of(drawn)
+    assert mean.interval.low > mean.value, "or there is nothing to correct"
+    centred = mean_of([one.centred for one in drawn])
+    assert centred.interval.low < centred.value < centred.interval.high
+    assert centred.draws.std() == pytest.approx(mean.draws.std())
 
 
 def test_sums_are_draw_by_draw() -> None:
@@ -86,7 +144,8 @@ def test_intervals_cover_patients_and_repeats(repeats: int, spread: float) -> No
         shared = generator.normal(0, 1, patients)
         errors = [shared + generator.normal(0, spread) + generator.normal(0, 0.3, patients) for _ in range(repeats)]
         drawn = [draw_metric(np.zeros(patients), error, groups, _mean, draws=300, seed=trial) for error in errors]
-        found, narrow = over_repeats(drawn, seed=trial).interval, mean_of(drawn).interval
+        by_name = {str(number): one for number, one in enumerate(drawn)}
+        found, narrow = over_repeats(by_name, f"arm {trial}").interval, mean_of(drawn).interval
         covered += found.low <= 0 <= found.high
         alone += narrow.low <= 0 <= narrow.high
     assert 0.90 <= covered / 200 <= 0.99

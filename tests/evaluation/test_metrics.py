@@ -114,3 +114,11 @@ def test_intervals_cover_when_rows_of_a_patient_are_alike() -> None:
         found = bootstrap(np.zeros(320, dtype=np.int64), [score], groups, metrics.accuracy, draws=300)
         covered += found.low <= 0.7 <= found.high
     assert 0.89 <= covered / 200 <= 0.99
+
+
+def test_r2_of_small_numbers() -> None:
+    """Its threshold for a draw of equal values is relative: volumes in cubic metres are as good as in litres."""
+    truth = np.array([1.0, 2.0, 3.0, 4.0])
+    guess, weights = np.array([1.1, 1.9, 3.2, 3.9]), np.array([[1.0, 1, 1, 1], [0, 4, 0, 0]])
+    found = metrics.r2(truth * 1e-9, guess * 1e-9, weights)
+    assert found[0] == pytest.approx(metrics.r2(truth, guess, weights)[0]) and np.isnan(found[1])

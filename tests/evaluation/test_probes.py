@@ -9,6 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from lejepa_med.config.evaluation import ProbeRecipe
 from lejepa_med.evaluation.bootstrap import bootstrap
+from lejepa_med.evaluation.criteria import TrainedTask, validation_share
 from lejepa_med.evaluation.metrics import balanced_accuracy
 from lejepa_med.evaluation.probes import (
     ProbeTask,
@@ -159,6 +160,27 @@ def test_every_label_has_the_probe_that_it_would_have_alone(unknown: float) -> N
         assert nearest[:, number] == pytest.approx(voters)
         penalties.append(chosen)
     assert penalty == pytest.approx(np.sqrt(penalties[0] * penalties[1]))
+
+
+def test_several_labels_choose_when_every_label_has_five() -> None:
+    """Sets of labels are rarer than labels; a label that has one value only does not count."""
+    _, _, task = several_labels(0.0)
+    assert task.is_tuned and task.has_tuned_penalty
+    target = np.zeros((40, 4))
+    for number, positives in enumerate((20, 10, 5, 0)):
+        target[np.random.default_rng(number).permutation(40)[:positives], number] = 1
+    strata = np.unique(target, axis=0, return_inverse=True)[1].ravel()
+    assert np.bincount(strata).min() < 5
+    groups = tuple(f"p{row}" for row in range(40))
+    rare = ProbeTask(target, strata, groups, 4, "multilabel")
+    assert rare.is_tuned
+    assert not ProbeTask(target, strata, ("p0",) * 40, 4, "multilabel").is_tuned
+    target[np.flatnonzero(target[:, 2])[0], 2] = np.nan
+    assert not rare.is_tuned and rare.has_tuned_penalty
+    trained = TrainedTask("multilabel", tuple((name,) for name in groups), target[:, :2], 2, strata, groups, 0)
+    share = validation_share(trained)
+    assert share is not None and len(share[1]) > 0
+    assert (target[share[0], :2].sum(0) > 0).all()
 
 
 def test_ordered_levels_are_cumulative_logistics() -> None:

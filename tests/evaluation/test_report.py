@@ -235,6 +235,8 @@ def test_neighbours_are_of_other_patients_and_near() -> None:
     found = nearest(np.array(corners, dtype=np.float32), ["a", "a", "b", "c", "d", "e", "f"], count=2)
     assert found[0, 0] == 2 and 1 not in found[0]
     assert (found[3, 0], found[4, 0]) == (4, 3)
+    few = nearest(np.array(corners[:4], dtype=np.float32), ["a", "b", "c", "c"])
+    assert few.shape == (4, 2) and all(row not in found for row, found in enumerate(few.tolist()))  # never itself
     labels = ["x", "x", "x", "y", "y", "y"]
     assert agreement(labels, np.array([[1], [0], [0], [4], [3], [0]])) == pytest.approx(5 / 6)
     assert chance_agreement(["x", "x", "y"], ["a", "b", "c"]) == pytest.approx(1 / 3)
