@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from lejepa_med.config.evaluation import RunEncoder
 from lejepa_med.evaluation.metrics import ece, limits
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.report_answers import confusion, reliability
@@ -175,6 +177,30 @@ def test_cautions_name_what_a_reader_has_to_know(showcase: Benchmark) -> None:
     assert "none are near duplicates" in duplicate_sentence({"tasks": {}, "pretraining": DUPLICATES["pretraining"]})
     uneven = next(text for text in protocol_paragraphs(showcase) if text.startswith("Encoders did not"))
     assert "frozen, linear probe, 5 to 20" in uneven
+
+
+def test_the_pages_of_the_run_are_of_the_reference(showcase: Benchmark, tmp_path: Path) -> None:
+    """Not of whatever run stands first, such as a rival trained further."""
+    (tmp_path / "rival").mkdir()
+    rival = RunEncoder(name="DINOv2, continued", path=tmp_path / "rival", role="rival")
+    config = showcase.config.model_copy(update={"encoders": (rival, *showcase.config.encoders)})
+    found = dataclasses.replace(showcase, config=config).run
+    assert found is not None and found == showcase.run and found != tmp_path / "rival"
+
+
+def test_scans_without_a_patient_are_counted_on_both_sides(showcase: Benchmark, tmp_path: Path) -> None:
+    assert showcase.cache is not None
+    keys, tested = showcase.cache.table["series_key"].tolist(), showcase.test_series("age")
+    trained = [key for key in keys if all(key not in showcase.test_series(task) for task in showcase.summary["tasks"])]
+    flags = {tested[0]: "patient_unknown", trained[0]: "modality_unknown;patient_unknown", trained[1]: ""}
+    table = pd.DataFrame({"series_key": list(flags), "flags": list(flags.values())})
+    table.to_parquet(tmp_path / "series.parquet")
+    data = showcase.config.data.model_copy(update={"index": tmp_path})
+    known = dataclasses.replace(showcase, config=showcase.config.model_copy(update={"data": data}))
+    assert (known.unknown_patients("age"), known.unknown_elsewhere()) == (1, 1)
+    assert "Of 1 scan that no task tests no patient id is known" in " ".join(cautions(known))
+    assert showcase.unknown_elsewhere() == 0
+    assert set(known.test_patients("age")) == set(tested)
 
 
 def test_intervals_stay_where_a_metric_can_be(showcase: Benchmark) -> None:
