@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from joblib import Parallel, delayed
 from train_to_the_end import train_to_the_end
 
 from lejepa_med.cli.progress import ProgressLine
-from lejepa_med.config import BenchmarkConfig, PrepareConfig, PretrainConfig, load_config, validate
+from lejepa_med.config import BenchmarkConfig, ModelConfig, PrepareConfig, PretrainConfig, load_config, validate
 from lejepa_med.data import preparing
 from lejepa_med.evaluation.benchmark import run_benchmark
 from lejepa_med.evaluation.report import write_report
+from lejepa_med.weights import load_backbone, save_backbone
+from lejepa_med.weights.files import read_description
 
 CONFIG = Path(__file__).parent / "configs" / "hippocampus_study.yaml"
 HOLDOUT = {"test_fraction": 0.4, "seed": 0}
+WHOLE = {"window": (32, 40, 32), "pitch_mm": 1.5}
+"""A crop in one window, for values of the whole crop; chosen on training persons by hippocampus_windows.py."""
 RUNS: dict[str, tuple[str, ...]] = {
     "lejepa_0": ("seed=0",),
     "lejepa_1": ("seed=1",),
@@ -64,12 +69,26 @@ def pretrain(name: str, out: Path, overrides: list[str], threads: int) -> None:
         train_to_the_end(config, run, ProgressLine())
 
 
-def arms(out: Path, runs: list[str]) -> list[dict[str, Any]]:
-    """The runs, and what they have to beat."""
-    first = str(out / "runs" / next(name for name in runs if name.startswith("lejepa")))
+def seeing_whole_crops(out: Path, runs: list[str]) -> Path:
+    """Copies of the backbones, with the list of what they saw, whose volumes are shown in one window."""
+    for name in runs:
+        run, copy = out / "runs" / name, out / "whole" / name
+        copy.mkdir(parents=True, exist_ok=True)
+        description, backbone = read_description(run / "backbone.safetensors"), load_backbone(run)
+        assert backbone.spec is not None
+        inference = backbone.spec.inference.model_copy(update=WHOLE)
+        spec, model = backbone.spec.model_copy(update={"inference": inference}), description["model"]
+        save_backbone(copy / "backbone.safetensors", backbone, ModelConfig.model_validate(model), spec)
+        shutil.copy(run / "pretraining_series.csv", copy)
+    return out / "whole"
+
+
+def arms(folder: Path, runs: list[str]) -> list[dict[str, Any]]:
+    """The runs in a folder, and what they have to beat."""
+    first = str(folder / next(name for name in runs if name.startswith("lejepa")))
     encoders: list[dict[str, Any]] = []
     for name in runs:
-        path = str(out / "runs" / name)
+        path = str(folder / name)
         if name == "vicreg":
             encoders.append({"kind": "run", "name": "VICReg", "path": path, "role": "control"})
         else:
@@ -91,7 +110,7 @@ def measure_values(out: Path, runs: list[str], workers: int) -> None:
             {"name": "volume", "column": "volume_mm3", **value},
         ],
         "encoders": [
-            *arms(out, runs),
+            *arms(seeing_whole_crops(out, runs), runs),
             {"kind": "pixels", "name": "pixels + PCA"},
             {"kind": "shape", "name": "box shape", "intensity": False},
             {"kind": "shape", "name": "shape + intensity"},
@@ -108,7 +127,7 @@ def measure_segmentation(out: Path, runs: list[str], workers: int) -> None:
     """Anterior and posterior part, voxel by voxel; budgets are volumes."""
     settings = {
         "tasks": [{"name": "parts", "kind": "segmentation"}],
-        "encoders": arms(out, runs),
+        "encoders": arms(out / "runs", runs),
         "methods": ["segment_linear", "segment_decoder", "segment_finetune"],
         "budgets": [2, 10],
         "seeds": 3,
