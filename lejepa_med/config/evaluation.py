@@ -23,7 +23,9 @@ def slug(name: str) -> str:
 
 class EvaluationDataConfig(Frozen):
     cache: Path = Field(description="folder that `prepare` wrote")
-    index: Path | None = Field(None, description="index folder; needed when labels name samples by patient_id or path")
+    index: Path | None = Field(
+        None, description="index folder; needed when labels name samples by patient_id, path or a UID"
+    )
     modalities: tuple[str, ...] | None = Field(None, description="use only these; null = all in the cache")
     sequences: tuple[str, ...] | None = Field(None, description="MRI: use only these; null = all")
     one_per_patient: bool = Field(False, description="keep one series of every patient, the first by key")
