@@ -73,7 +73,11 @@ encoders:
   - {{kind: scratch, name: from scratch, like: '{(WORK / "run").as_posix()}'}}
   - {{kind: pixels, name: pixels + PCA}}
   - {{kind: shape, name: shape + intensity}}
-  - {{kind: timm2d, name: DINOv2 ViT-S, model: vit_small_patch14_dinov2, weights: {json.dumps(DINOV2 and str(DINOV2))}}}
+  - kind: timm2d
+    name: DINOv2 ViT-S
+    model: vit_small_patch14_dinov2
+    positions: dinov2   # the rule of Meta's file
+    weights: {json.dumps(DINOV2 and str(DINOV2))}
 holdout: {{test_fraction: 0.4, seed: 0}}
 budgets: [1, 2, 5, 10]
 seeds: {SEEDS}
