@@ -21,11 +21,11 @@ from lejepa_med.config.evaluation import (
 )
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.errors import DataError
-from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.benchmark import plan, run_benchmark
 from lejepa_med.evaluation.bootstrap import holm
 from lejepa_med.evaluation.comparison import adjusted
 from lejepa_med.evaluation.encoders import tuning_start
-from lejepa_med.evaluation.grid import Grid, plan
+from lejepa_med.evaluation.grid import Grid
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.window_store import WindowStore
 
