@@ -29,8 +29,8 @@ class _Windowed(_Arm):
 
     ct_window_hu: RangeHU | None = Field(
         None,
-        description="CT: the window mapped to [0, 1], HU; null = that of the benchmark's first run, so that all see "
-        "the same (without a run: -160 to 240)",
+        description="CT: the window mapped to [0, 1], HU; null = that of the benchmark's first run (role ours), so "
+        "that all see the same (without a run: -160 to 240)",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""The CT window of encoders that bring none: what the first run sees, so that no encoder wins by a wider window."""
+"""The CT window of encoders that bring none: that of the first run of ours, so that none wins by a wider window."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lejepa_med.config.evaluation import (
     RunEncoder,
     ShapeEncoder,
     Timm2dEncoder,
+    role_of,
 )
 from lejepa_med.errors import WeightsError
 from lejepa_med.spec import InferenceSpec, Spec
@@ -21,7 +22,9 @@ def with_ct_windows(config: BenchmarkConfig) -> BenchmarkConfig:
     Raises:
         WeightsError: the first run has no readable weight file.
     """
-    runs = [encoder for encoder in config.encoders if isinstance(encoder, RunEncoder)]
+    runs = sorted(  # stable: the run that the others are compared with comes first
+        (one for one in config.encoders if isinstance(one, RunEncoder)), key=lambda one: role_of(one) != "ours"
+    )
     window = window_of(runs[0]) if runs else InferenceSpec().ct_window_hu
     encoders = tuple(_with_window(encoder, window) for encoder in config.encoders)
     return config.model_copy(update={"encoders": encoders})

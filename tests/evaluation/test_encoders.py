@@ -115,12 +115,14 @@ def test_header_features_tell_what_differs_between_series() -> None:
 def test_ct_is_seen_through_the_window_of_the_first_run(tmp_path: Path) -> None:
     wide = SPEC.model_copy(update={"inference": SPEC.inference.model_copy(update={"ct_window_hu": (-1000.0, 400.0)})})
     save_backbone(tmp_path / "backbone.safetensors", tiny_backbone(), MODEL, wide)
-    encoders = (ShapeEncoder(), RunEncoder(path=tmp_path), PixelsEncoder(ct_window_hu=(0.0, 80.0)), Timm2dEncoder())
+    rival = RunEncoder(name="rival", path=tmp_path / "nowhere", role="rival")
+    ours, own = RunEncoder(path=tmp_path), PixelsEncoder(ct_window_hu=(0.0, 80.0))
+    encoders = (ShapeEncoder(), rival, ours, own, Timm2dEncoder())
     settings = {"data": {"cache": "c"}, "tasks": [{"name": "t", "kind": "segmentation"}]}
     config = BenchmarkConfig.model_validate({**settings, "encoders": encoders})
-    shape, run, pixels, network = with_ct_windows(config).encoders
+    shape, _, run, pixels, network = with_ct_windows(config).encoders
     assert (shape.ct_window_hu, network.ct_window_hu) == ((-1000.0, 400.0), (-1000.0, 400.0))
-    assert pixels.ct_window_hu == (0.0, 80.0) and run == encoders[1]
+    assert pixels.ct_window_hu == (0.0, 80.0) and run == ours
     without = BenchmarkConfig.model_validate({**settings, "encoders": [ShapeEncoder()]})
     assert with_ct_windows(without).encoders[0].ct_window_hu == InferenceSpec().ct_window_hu
 
