@@ -30,6 +30,7 @@ from lejepa_med.evaluation.device import pick_device
 from lejepa_med.evaluation.duplicates import find_duplicates
 from lejepa_med.evaluation.encoders import TRAINING, num_parameters
 from lejepa_med.evaluation.grid import Cell, Grid
+from lejepa_med.evaluation.loadable import require_loadable
 from lejepa_med.evaluation.predictions import EncoderPredictions, WindowStores
 from lejepa_med.evaluation.summary import BenchmarkSummary, summarise
 
@@ -38,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def plan(config: BenchmarkConfig) -> list[Cell]:
-    """The cells that `run_benchmark` would compute; reads labels and the cache's manifest, no volume."""
+    """The cells that `run_benchmark` would compute; reads labels, the cache's manifest and weights, no volume."""
     return _open(config).cells()
 
 
@@ -49,6 +50,7 @@ def run_benchmark(config: BenchmarkConfig, out: Path, progress: Progress | None 
 
     Raises:
         DataError: labels or cache cannot be used, or a run was pretrained on test patients.
+        WeightsError: a run, or weights that are given, cannot be loaded.
     """
     grid = _open(config)
     leaks = grid.leaks()
@@ -70,8 +72,10 @@ def run_benchmark(config: BenchmarkConfig, out: Path, progress: Progress | None 
 
 
 def _open(config: BenchmarkConfig) -> Grid:
-    """The grid, with the CT window of every encoder."""
-    return Grid.open(with_ct_windows(config))
+    """The grid, with the CT window of every encoder, once all of their weights have loaded."""
+    grid = Grid.open(with_ct_windows(config))
+    require_loadable(grid.config.encoders)
+    return grid
 
 
 def _one_by_one(grid: Grid, out: Path, todo: Sequence[Cell], progress: Progress | None) -> Iterator[Cell]:
