@@ -17,7 +17,15 @@ from lejepa_med.backbones import Backbone, build
 from lejepa_med.config import ModelConfig
 from lejepa_med.errors import WeightsError
 from lejepa_med.spec import InferenceSpec, PreprocessSpec, Spec
-from lejepa_med.weights import export, load_backbone, load_dinov2, load_strictly, read_tensors, save_backbone
+from lejepa_med.weights import (
+    export,
+    load_backbone,
+    load_dinov2,
+    load_strictly,
+    read_description,
+    read_tensors,
+    save_backbone,
+)
 
 MODEL = ModelConfig(name="resnet10_3d", width=0.125, stem_pool=False)
 SPEC = Spec(
@@ -65,6 +73,13 @@ def test_nothing_there(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(WeightsError, match="give a run, an export or a file"):
             load_backbone(place)
+
+
+@pytest.mark.parametrize("name", ["gone.pth", "gone.safetensors"])
+def test_a_missing_file_is_not_called_damaged(tmp_path: Path, name: str) -> None:
+    for read in (read_tensors, read_description):
+        with pytest.raises(WeightsError, match=rf"{name}: no such file; check the path"):
+            read(tmp_path / name)
 
 
 def test_a_mismatch_is_a_table_and_loads_nothing() -> None:

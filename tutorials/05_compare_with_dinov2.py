@@ -17,6 +17,9 @@ from lejepa_med.data.synthetic import write_archive
 
 WORK = None  # <- yours: the folder in which tutorials 2 and 3 left `index`, `cache` and `run`. None: synthetic heads
 LABELS = None  # <- yours: a CSV file with patient_id (or series_key, path, ...) and label columns
+COLUMN = "ventricle_grade"  # <- yours: the column of LABELS that is to be told
+MODALITY = "mri"  # <- yours: mri, ct, pet or image
+HOLDOUT = 0.4  # <- yours: as in pretraining (data.holdout.test_fraction)
 DINOV2 = None  # <- yours: Path("dinov2_vits14_pretrain.pth"), from the repository of its authors
 SIZE = os.environ.get("LEJEPA_MED_TUTORIAL_SIZE", "full")  # full: some two minutes on two cores; smoke: it only runs
 ROOT = Path(os.environ.get("LEJEPA_MED_TUTORIAL_OUT", "tutorial_out"))
@@ -42,7 +45,7 @@ if WORK is None:
             "prepare", WORK / "index", "--out", WORK / "cache", "modalities=[mri]", "preprocess.spacing_mm=[4, 4, 4]"
         )
         (OUT / "pretrain.yaml").write_text(f"""\
-data: {{cache: '{(WORK / "cache").as_posix()}', holdout: {{test_fraction: 0.4, seed: 0}}}}
+data: {{cache: '{(WORK / "cache").as_posix()}', holdout: {{test_fraction: {HOLDOUT}, seed: 0}}}}
 model: {{name: resnet10_3d, width: 0.25}}
 projector: {{hidden: 256, dim: 32}}
 views:
@@ -56,25 +59,30 @@ inference: {{window: [24, 24, 24], pitch_mm: 8.0}}
 
 # %% [markdown]
 # ## What is compared
-# `labels` is a table with one row per patient. `holdout` must be the two numbers of pretraining: the benchmark checks
-# that the run saw none of the test patients. `budgets` are labels per class; most hospitals are at 10, not at 1,000.
-# `configs/benchmark/example.yaml` has every field with a comment.
+# `labels` is a table with one row per patient; text or few whole numbers are classes, other numbers a regression.
+# `holdout` must be the two numbers of pretraining: the benchmark checks that the run saw none of the test patients.
+# `budgets` are labels per class; most hospitals are at 10, not at 1,000. `configs/benchmark/example.yaml` has every
+# field with a comment.
 
 # %%
 labels = LABELS or WORK / "archive" / "labels.csv"
 settings = OUT / "benchmark.yaml"
 settings.write_text(f"""\
-data: {{cache: '{(WORK / "cache").as_posix()}', index: '{(WORK / "index").as_posix()}', modalities: [mri]}}
+data: {{cache: '{(WORK / "cache").as_posix()}', index: '{(WORK / "index").as_posix()}', modalities: [{MODALITY}]}}
 tasks:
-  - {{name: ventricle grade, labels: '{labels.as_posix()}', column: ventricle_grade, kind: classification}}
+  - {{name: {json.dumps(COLUMN)}, labels: '{labels.as_posix()}', column: {json.dumps(COLUMN)}}}
 encoders:
   - {{kind: run, name: LeJEPA, path: '{(WORK / "run").as_posix()}'}}
   - {{kind: random, name: random init, like: '{(WORK / "run").as_posix()}'}}
   - {{kind: scratch, name: from scratch, like: '{(WORK / "run").as_posix()}'}}
   - {{kind: pixels, name: pixels + PCA}}
   - {{kind: shape, name: shape + intensity}}
-  - {{kind: timm2d, name: DINOv2 ViT-S, model: vit_small_patch14_dinov2, weights: {json.dumps(DINOV2 and str(DINOV2))}}}
-holdout: {{test_fraction: 0.4, seed: 0}}
+  - kind: timm2d
+    name: DINOv2 ViT-S
+    model: vit_small_patch14_dinov2
+    positions: dinov2   # the rule of Meta's file
+    weights: {json.dumps(DINOV2 and str(DINOV2))}
+holdout: {{test_fraction: {HOLDOUT}, seed: 0}}
 budgets: [1, 2, 5, 10]
 seeds: {SEEDS}
 methods: [linear, knn, finetune]
@@ -103,7 +111,7 @@ command("report", OUT / "benchmark")
 
 # %% [markdown]
 # ## Reading it
-# Balanced accuracy, chance .25, with the 95 % interval over test patients. Ask in this order:
+# Of the synthetic heads: balanced accuracy, chance .25, with the 95 % interval over test patients. Ask in this order:
 #
 # 1. Is it above **random init**? If not, pretraining taught nothing that this task needs.
 # 2. Above **pixels + PCA** and **shape + intensity**? If not, the task is solved by less than a network.

@@ -51,8 +51,9 @@ def benchmark(options: argparse.Namespace) -> dict[str, Any]:
         left = estimate(options.out, cells, {one.name for one in config.encoders if lacks_weights(one)})
         text = "\n".join([*lines, f"{len(cells)} cells", left.sentence(config.workers)])
         return {"text": text, "cells": len(cells), "todo": left.todo, "seconds": round(left.seconds, 1)}
-    grid.run_benchmark(config, options.out, ProgressLine())
-    return {"summary": options.out / "summary.json", "next": f"lejepa-med report {options.out}"}
+    summary = grid.run_benchmark(config, options.out, ProgressLine())
+    page = f"lejepa-med report {options.out}"
+    return {"cells": summary.counts, "summary": options.out / "summary.json", "next": page}
 
 
 def report(options: argparse.Namespace) -> dict[str, Any]:

@@ -8,10 +8,47 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from lejepa_med.config.encoders import (
+    NOT_IN_IDENTITY,
+    Aggregation,
+    EncoderConfig,
+    PixelsEncoder,
+    RandomEncoder,
+    Role,
+    RunEncoder,
+    ScratchEncoder,
+    ShapeEncoder,
+    Timm2dEncoder,
+    role_of,
+)
 from lejepa_med.config.pretraining import HoldoutConfig
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.config.tasks import TaskConfig
-from lejepa_med.spec import Frozen, InferenceSpec, RangeHU
+from lejepa_med.spec import Frozen
+
+__all__ = [
+    "NOT_IN_IDENTITY",
+    "Aggregation",
+    "AttentionRecipe",
+    "BenchmarkConfig",
+    "EncoderConfig",
+    "EvaluationDataConfig",
+    "FinetuneConfig",
+    "FinetuneRecipe",
+    "LoraRecipe",
+    "Method",
+    "PixelsEncoder",
+    "ProbeConfig",
+    "ProbeRecipe",
+    "RandomEncoder",
+    "Role",
+    "RunEncoder",
+    "ScratchEncoder",
+    "ShapeEncoder",
+    "Timm2dEncoder",
+    "role_of",
+    "slug",
+]
 
 _DEVICE = Field("auto", description="auto, cpu, cuda or cuda:N")
 
@@ -23,123 +60,16 @@ def slug(name: str) -> str:
 
 class EvaluationDataConfig(Frozen):
     cache: Path = Field(description="folder that `prepare` wrote")
-    index: Path | None = Field(None, description="index folder; needed when labels name samples by patient_id or path")
+    index: Path | None = Field(
+        None, description="index folder; needed when labels name samples by patient_id, path or a UID"
+    )
     modalities: tuple[str, ...] | None = Field(None, description="use only these; null = all in the cache")
     sequences: tuple[str, ...] | None = Field(None, description="MRI: use only these; null = all")
     one_per_patient: bool = Field(False, description="keep one series of every patient, the first by key")
 
 
-Role = Literal["ours", "rival", "control"]
-Aggregation = Literal["mean", "max", "mean_max", "random"]
 Method = Literal[
     "linear", "knn", "attention", "finetune", "lora", "segment_linear", "segment_decoder", "segment_finetune"
-]
-NOT_IN_IDENTITY = {"name", "path", "like", "weights", "group", "role"}
-"""Of an encoder: what its features do not depend on; the files of `path`, `like` and `weights` are hashed instead."""
-
-
-class _Arm(Frozen):
-    """What every encoder has besides its network."""
-
-    group: str | None = Field(None, description="encoders of one group are repeats of one arm, e.g. pretraining seeds")
-    role: Role | None = Field(
-        None, description="ours, rival or control; null = by its kind (run: ours, timm2d: rival, all others: control)"
-    )
-
-
-def role_of(encoder: EncoderConfig) -> Role:
-    """The part that an encoder plays in the comparison."""
-    by_kind: dict[str, Role] = {"run": "ours", "timm2d": "rival"}
-    return encoder.role or by_kind.get(encoder.kind, "control")
-
-
-class RunEncoder(_Arm):
-    kind: Literal["run"] = "run"
-    name: str = "LeJEPA"
-    path: Path = Field(description="run directory, export or weight file")
-
-
-class RandomEncoder(_Arm):
-    kind: Literal["random"] = "random"
-    name: str = "random init"
-    like: Path = Field(description="run whose architecture and inference geometry are used, with fresh weights")
-    seed: int = Field(0, description="of the fresh weights")
-
-
-class ScratchEncoder(_Arm):
-    """Trained from the labels only; takes part in fine-tuning, not in frozen probes."""
-
-    kind: Literal["scratch"] = "scratch"
-    name: str = "from scratch"
-    like: Path = Field(description="run whose architecture is trained from fresh weights")
-    seed: int = Field(0, description="of the fresh weights")
-
-
-class PixelsEncoder(_Arm):
-    kind: Literal["pixels"] = "pixels"
-    name: str = "pixels + PCA"
-    size: tuple[int, ...] = Field((16, 16, 16), description="the volume is shrunk to this many voxels")
-    components: int = Field(64, gt=0, description="principal components, fitted on training patients")
-
-
-class ShapeEncoder(_Arm):
-    """Box size, spacing, header and intensity moments: what a shortcut would use."""
-
-    kind: Literal["shape"] = "shape"
-    name: str = "shape + intensity"
-    intensity: bool = Field(True, description="false: without the distribution of intensities")
-    header: bool = Field(
-        True,
-        description="with what the cache knows of the header: modality, sequence, number and axis of scanned slices",
-    )
-
-
-class Timm2dEncoder(_Arm):
-    """A 2D network on slices, e.g. DINOv2 or one trained on ImageNet; weights by path, never downloaded."""
-
-    kind: Literal["timm2d"] = "timm2d"
-    name: str = "DINOv2"
-    model: str = Field("vit_small_patch14_dinov2", description="timm name")
-    weights: Path | None = Field(None, description="local weight file; null = the row says `no weights given`")
-    positions: Literal["timm", "dinov2", "huggingface"] = Field(
-        "timm",
-        description="ViTs: how learnt positions are resized to image_size; the rule of the source of the weights "
-        "(timm: also of Meta's DINOv2 with registers; dinov2: Meta's without; huggingface: transformers' without)",
-    )
-    image_size: int = Field(224, gt=0, description="pixels; DINOv2: a multiple of 14")
-    protocol: Literal["raptor", "axial32"] = Field(
-        "raptor",
-        description="raptor: all non-empty slices of three planes; axial32: 32 axial slices, as in Medical Slice "
-        "Transformer",
-    )
-    planes: tuple[Literal["axial", "coronal", "sagittal"], ...] | None = Field(None, description="null = by protocol")
-    slices: int | None = Field(
-        None, gt=0, description="non-empty slices per plane at most, evenly spaced; null = by protocol (raptor: all)"
-    )
-    aggregations: tuple[Aggregation, ...] = Field(
-        ("mean_max", "mean", "max", "random"),
-        min_length=1,
-        description="how slices become one row; linear and k-NN probes choose among them by cross-validation within "
-        "the budget, and take the first below five labels per class; random: Raptor's projection of patch tokens",
-    )
-    random_dim: int = Field(100, gt=0, description="random: dimensions that every patch token is projected to")
-    random_seed: int = Field(0, description="random: of the projection")
-    ct_window_hu: RangeHU = Field(InferenceSpec().ct_window_hu, description="CT: the window mapped to [0, 1], HU")
-
-    @property
-    def used_planes(self) -> tuple[str, ...]:
-        """The planes that slices are cut in."""
-        return self.planes or (("axial", "coronal", "sagittal") if self.protocol == "raptor" else ("axial",))
-
-    @property
-    def most_slices(self) -> int | None:
-        """Slices per plane at most; None for all."""
-        return self.slices or (None if self.protocol == "raptor" else 32)
-
-
-EncoderConfig = Annotated[
-    RunEncoder | RandomEncoder | ScratchEncoder | PixelsEncoder | ShapeEncoder | Timm2dEncoder,
-    Field(discriminator="kind"),
 ]
 
 

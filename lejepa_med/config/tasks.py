@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from lejepa_med.spec import Frozen
 
 TaskKind = Literal["auto", "classification", "regression", "multilabel", "ordinal", "segmentation"]
+IdKind = Literal["series_key", "study_key", "patient_key", "patient_id", "path", "series_uid", "study_uid"]
+ID_KINDS: tuple[str, ...] = get_args(IdKind)
 
 
 class TaskConfig(Frozen):
-    """Labels of scans. The file names samples by series_key, study_key, patient_key, patient_id or path.
+    """Labels of scans. The file names samples by one of the id kinds: a key of the index, an id, a UID or a path.
 
     BIDS: `participants.tsv` names them by participant_id. `segmentation` has no file: the masks lie in the cache.
     """
@@ -27,8 +29,9 @@ class TaskConfig(Frozen):
         "series", description="what is one sample: a series, or all labelled series of a study or patient"
     )
     id_column: str | None = Field(None, description="column that names samples; null = found by its standard name")
-    id_kind: Literal["series_key", "study_key", "patient_key", "patient_id", "path"] | None = Field(
-        None, description="what id_column holds; null = by its name"
+    id_kind: IdKind | None = Field(
+        None,
+        description=f"what id_column holds: {', '.join(ID_KINDS)} (UIDs as in the DICOM headers); null = by its name",
     )
     group_column: str | None = Field(None, description="column that names patients where the index does not know them")
     split_column: str | None = Field(
@@ -65,7 +68,9 @@ class OnlineProbeConfig(Frozen):
     """Linear and k-NN probes of labelled training scans while a run goes on; see docs/diagnostics.md."""
 
     tasks: tuple[TaskConfig, ...] = Field((), description="label columns, as in `benchmark`; none = no online probe")
-    index: Path | None = Field(None, description="index folder; needed when labels name samples by patient_id or path")
+    index: Path | None = Field(
+        None, description="index folder; needed when labels name samples by patient_id, path or a UID"
+    )
     every: int = Field(500, gt=0, description="steps; the fresh weights and the last ones are probed too")
     max_series: int = Field(512, ge=10, description="labelled samples of a task that are used, at most")
 

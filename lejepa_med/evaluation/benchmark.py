@@ -1,6 +1,6 @@
 """The grid, computed cell by cell, in several processes if asked for; a stopped benchmark goes on where it was.
 
-OUT/benchmark.yaml           the config
+OUT/benchmark.yaml           the config, with the CT windows that were used
 OUT/cells/<key>.json         one result each, see `cells`
 OUT/superseded/              cells of an earlier config in the same folder
 OUT/features/<encoder>.npz   frozen features, see `frozen`
@@ -25,15 +25,22 @@ from lejepa_med.config.loading import dump_yaml
 from lejepa_med.data.cache import write_atomically
 from lejepa_med.evaluation.cells import cell_file, is_done, run_cell, write_cell
 from lejepa_med.evaluation.costs import Meter
+from lejepa_med.evaluation.ct_window import with_ct_windows
 from lejepa_med.evaluation.device import pick_device
 from lejepa_med.evaluation.duplicates import find_duplicates
 from lejepa_med.evaluation.encoders import TRAINING, num_parameters
-from lejepa_med.evaluation.grid import Cell, Grid, plan
+from lejepa_med.evaluation.grid import Cell, Grid
+from lejepa_med.evaluation.loadable import require_loadable
 from lejepa_med.evaluation.predictions import EncoderPredictions, WindowStores
 from lejepa_med.evaluation.summary import BenchmarkSummary, summarise
 
 __all__ = ["BenchmarkSummary", "Cell", "plan", "run_benchmark"]
 Progress = Callable[[str, int, int], None]
+
+
+def plan(config: BenchmarkConfig) -> list[Cell]:
+    """The cells that `run_benchmark` would compute; reads labels, the cache's manifest and weights, no volume."""
+    return _open(config).cells()
 
 
 def run_benchmark(config: BenchmarkConfig, out: Path, progress: Progress | None = None) -> BenchmarkSummary:
@@ -43,13 +50,14 @@ def run_benchmark(config: BenchmarkConfig, out: Path, progress: Progress | None 
 
     Raises:
         DataError: labels or cache cannot be used, or a run was pretrained on test patients.
+        WeightsError: a run, or weights that are given, cannot be loaded.
     """
-    grid = Grid.open(config)
+    grid = _open(config)
     leaks = grid.leaks()
     duplicates = find_duplicates(grid, out, progress)
     cells = grid.cells()
     (out / "cells").mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "benchmark.yaml", dump_yaml(config).encode())
+    write_atomically(out / "benchmark.yaml", dump_yaml(grid.config).encode())
     _set_aside(out, cells)
     todo = [cell for cell in cells if not is_done(out, cell)]
     done = len(cells) - len(todo)
@@ -61,6 +69,13 @@ def run_benchmark(config: BenchmarkConfig, out: Path, progress: Progress | None 
     summary = summarise(grid, [json.loads(cell_file(out, cell).read_text()) for cell in cells], leaks, duplicates)
     write_atomically(out / "summary.json", json.dumps(summary.as_json(), indent=1, allow_nan=False).encode())
     return summary
+
+
+def _open(config: BenchmarkConfig) -> Grid:
+    """The grid, with the CT window of every encoder, once all of their weights have loaded."""
+    grid = Grid.open(with_ct_windows(config))
+    require_loadable(grid.config.encoders)
+    return grid
 
 
 def _one_by_one(grid: Grid, out: Path, todo: Sequence[Cell], progress: Progress | None) -> Iterator[Cell]:

@@ -14,9 +14,7 @@ from lejepa_med.config.evaluation import PixelsEncoder, ShapeEncoder
 from lejepa_med.data.cache import Cache, CachedVolume
 from lejepa_med.data.inference import centred, to_unit
 from lejepa_med.resampling import resize
-from lejepa_med.spec import InferenceSpec
 
-_CT_WINDOW = InferenceSpec().ct_window_hu
 _AIR = 0.02
 
 
@@ -35,7 +33,7 @@ def pixel_features(
     rows = []
     for number, key in enumerate(series):
         volume = cache.read(key)
-        image = to_unit(volume.array, volume.modality, _CT_WINDOW)
+        image = to_unit(volume.array, volume.modality, config.used_window_hu)
         spacing = np.asarray(volume.spacing_mm or (1.0,) * (image.ndim - 1))
         padded = centred(image, tuple(int(side) for side in np.ceil(box / spacing - 1e-6)))
         rows.append(resize(padded, config.size[: image.ndim - 1]).flatten().numpy())
@@ -57,7 +55,7 @@ def shape_features(
         volume = cache.read(key)
         row = [*_side_mm(volume), *(volume.spacing_mm or ()), *header[number]]
         if config.intensity:
-            values = to_unit(volume.array, volume.modality, _CT_WINDOW).flatten()
+            values = to_unit(volume.array, volume.modality, config.used_window_hu).flatten()
             body = values[values > _AIR]
             row.append(len(body) / len(values))
             row += _moments(body if len(body) > 1 else values)

@@ -25,7 +25,7 @@ class GreySlices(Backbone):
             {
                 "preprocess": None,
                 "inference": InferenceSpec.model_validate(
-                    {"window": (side, side), "planes": (plane,), "ct_window_hu": config.ct_window_hu}
+                    {"window": (side, side), "planes": (plane,), "ct_window_hu": config.used_window_hu}
                 ),
             }
         )

@@ -236,11 +236,6 @@ def _labels_digest(task: PreparedTask) -> str:
     return hashlib.sha256(json.dumps([masks, task.labelled.classes]).encode()).hexdigest()
 
 
-def plan(config: BenchmarkConfig) -> list[Cell]:
-    """The cells that `run_benchmark` would compute; reads labels and the cache's manifest, no volume."""
-    return Grid.open(config).cells()
-
-
 def select_rows(cache: Cache, data: EvaluationDataConfig) -> pd.DataFrame:
     """Rows of the cache's manifest that an evaluation uses."""
     table = cache.select(data.modalities, data.sequences)

@@ -1,31 +1,46 @@
 """Label files as tables of text: which column names samples, and which series or patients these names are.
 
-Ids of patients and paths are read, hashed or looked up, and forgotten: no message and no result holds one.
+Ids of patients, UIDs and paths are read, hashed or looked up, and forgotten: no message and no result holds one.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
-from lejepa_med.config.tasks import TaskConfig
-from lejepa_med.data.privacy import load_salt, patient_key
+from lejepa_med.config.tasks import ID_KINDS, TaskConfig
+from lejepa_med.data.index.pseudonyms import Pseudonyms
+from lejepa_med.data.privacy import patient_key, read_salt
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.label_paths import series_of_paths
 
-ID_KINDS = ("series_key", "study_key", "patient_key", "patient_id", "path")
 _BIDS = "participant_id"
-_STANDARD = {**{kind: kind for kind in ID_KINDS}, _BIDS: "patient_id"}
+_STANDARD = {
+    "series_key": "series_key",
+    "study_key": "study_key",
+    "series_uid": "series_uid",
+    "SeriesInstanceUID": "series_uid",
+    "study_uid": "study_uid",
+    "StudyInstanceUID": "study_uid",
+    "patient_key": "patient_key",
+    "patient_id": "patient_id",
+    "path": "path",
+    _BIDS: "patient_id",
+}
+"""What a column holds by its name; of several the first here is taken."""
 _MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "<NA>", "null", "NULL"]
-_KEY_OF = {"path": "series_key", "patient_id": "patient_key"}
+_KEY_OF = {"path": "series_key", "series_uid": "series_key", "study_uid": "study_key", "patient_id": "patient_key"}
 _EXPECTED = {
     "series_key": "series keys as in the index's series.csv",
     "study_key": "study keys as in the index's series.csv",
     "patient_key": "patient keys as in the index's series.csv",
     "patient_id": "patient ids as in the scans that were indexed",
     "path": "paths of indexed files or folders, absolute, relative to the archive, or unique file names",
+    "series_uid": "SeriesInstanceUIDs of indexed DICOM files",
+    "study_uid": "StudyInstanceUIDs of indexed DICOM files",
 }
 
 
@@ -62,8 +77,13 @@ def rows_named(task: TaskConfig, labelled: pd.DataFrame, table: pd.DataFrame, in
     named = pd.DataFrame({"id": labelled[column].to_numpy(dtype=object), "row": range(len(labelled))})
     if kind == "path":
         named = _by_path(task, named, index)
+    elif kind == "series_uid":
+        named = _by_series_uid(task, named, table, index)
+    elif kind == "study_uid":
+        names = Pseudonyms(read_salt(_index(task, index, kind)))
+        named["id"] = [names.study(text) for text in named["id"]]
     elif kind == "patient_id":
-        salt = load_salt(_index(task, index, "patient_id"))
+        salt = read_salt(_index(task, index, kind))
         known = set(table["patient_key"])
         named["id"] = [_patient(text, salt, known, column == _BIDS) for text in named["id"]]
     key = _KEY_OF.get(kind, kind)
@@ -121,9 +141,44 @@ def _index(task: TaskConfig, index: Path | None, reason: str) -> Path:
 
 
 def _by_path(task: TaskConfig, named: pd.DataFrame, index: Path | None) -> pd.DataFrame:
-    file = _index(task, index, "path") / "files.parquet"
+    found = series_of_paths(named["id"].tolist(), _files(task, index, "path", "path"))
+    return _exploded(named, found)
+
+
+def _by_series_uid(task: TaskConfig, named: pd.DataFrame, table: pd.DataFrame, index: Path | None) -> pd.DataFrame:
+    """All prepared series of a UID: the index makes several of it where echoes, phases or b values share one."""
+    files = _files(task, index, "series_uid", "series_hash").drop_duplicates()
+    assert index is not None
+    files = files[files["series_hash"] != ""].merge(table[["series_key", "study_key", "patient_key"]], on="series_key")
+    names = Pseudonyms(read_salt(index))
+    named["id"] = [names.series(text, "") for text in named["id"]]
+    files = files[files["series_hash"].isin(set(named["id"]))]
+    owners = files.drop_duplicates(["series_hash", "study_key", "patient_key"])["series_hash"].value_counts()
+    shared = int((owners > 1).sum())
+    if shared:
+        raise DataError(
+            f"task {task.name}: {shared} series UIDs stand under several studies or patients; name their scans by "
+            "series_key or study_uid"
+        )
+    series_of = {str(uid): tuple(rows["series_key"]) for uid, rows in files.groupby("series_hash")}
+    return _exploded(named, series_of)
+
+
+def _files(task: TaskConfig, index: Path | None, kind: str, column: str) -> pd.DataFrame:
+    """The index's table of files, `series_key` and one more column."""
+    file = _index(task, index, kind) / "files.parquet"
     if not file.exists():
-        raise DataError(f"task {task.name}: the index holds no files.parquet, which labels by path need")
-    found = series_of_paths(named["id"].tolist(), pd.read_parquet(file, columns=["path", "series_key"]))
-    named["id"] = named["id"].map(lambda text: found.get(text, ()))
+        raise DataError(f"task {task.name}: the index holds no files.parquet, which labels by {kind} need")
+    try:
+        return pd.read_parquet(file, columns=[column, "series_key"])
+    except (OSError, ValueError):
+        raise DataError(
+            f"task {task.name}: the index's files.parquet has no {column}, which labels by {kind} need; use a folder "
+            "that `index` wrote, and `index` again if it is damaged or old"
+        ) from None
+
+
+def _exploded(named: pd.DataFrame, series_of: Mapping[str, tuple[str, ...]]) -> pd.DataFrame:
+    """A row per series that an id names; ids that name none are left out."""
+    named["id"] = named["id"].map(lambda text: series_of.get(text, ()))
     return named.explode("id").dropna(subset="id").reset_index(drop=True)

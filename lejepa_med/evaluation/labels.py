@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache
-from lejepa_med.data.privacy import load_salt, patient_key
+from lejepa_med.data.privacy import patient_key, read_salt
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.label_files import id_column, read_label_file, require_column, rows_named
 from lejepa_med.evaluation.mask_labels import foreground_classes
@@ -167,7 +167,7 @@ def _groups(given: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
     own = given["_patient"].where(given["_patient"].fillna("") != "", given["_series"])
     named = given["_group"]
     if index is not None and named.notna().any():
-        salt = load_salt(index)
+        salt = read_salt(index)
         named = named.map(lambda text: patient_key(salt, text), na_action="ignore")
     elif named.notna().any():
         named = given.groupby("_group")["_series"].transform("min").where(named.notna())

@@ -13,7 +13,6 @@ from typing import Any
 from lejepa_med.config.evaluation import BenchmarkConfig, FinetuneConfig, ProbeConfig, RunEncoder
 from lejepa_med.data.cache import write_atomically
 from lejepa_med.evaluation.benchmark import Progress, run_benchmark
-from lejepa_med.weights import load_backbone
 
 
 def run_probe(config: ProbeConfig, out: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -53,7 +52,6 @@ def _grid(config: ProbeConfig | FinetuneConfig, **settings: Any) -> BenchmarkCon
 def _run(
     config: ProbeConfig | FinetuneConfig, grid: BenchmarkConfig, out: Path, progress: Progress | None
 ) -> dict[str, Any]:
-    load_backbone(config.model)  # one model: weights that do not load are an error, not a row of the grid
     summary = run_benchmark(grid, out, progress).as_json()
     result = {
         "task": config.task.name,

@@ -45,7 +45,7 @@ def load_timm2d(config: Timm2dEncoder) -> Timm2d:
 
 def plane_slices(volume: CachedVolume, config: Timm2dEncoder, device: torch.device | None = None) -> list[Stack]:
     """Per plane the non-empty slices, evenly spaced, in true proportions on a square of air; 2D images: themselves."""
-    image = to_unit(volume.array, volume.modality, config.ct_window_hu)[0].to(device or torch.device("cpu"))
+    image = to_unit(volume.array, volume.modality, config.used_window_hu)[0].to(device or torch.device("cpu"))
     if image.ndim == 2:
         return [_squared(image[None], (1.0, 1.0), config.image_size)]
     spacing = volume.spacing_mm or (1.0, 1.0, 1.0)

@@ -46,8 +46,9 @@ def read_description(file: Path) -> dict[str, Any]:
     """Architecture (`model`, None: a user's own network), `spec` and `provenance` that were stored with the weights.
 
     Raises:
-        WeightsError: damaged, foreign, newer, or a description that is none.
+        WeightsError: missing, damaged, foreign, newer, or a description that is none.
     """
+    _require_there(file)
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
@@ -76,9 +77,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of a `.pth` (plain, or under `model`, `state_dict` or `teacher`), on the CPU.
 
     Raises:
-        WeightsError: damaged, not a dictionary of tensors, something that would have to be executed, or far larger in
-            memory than on disk.
+        WeightsError: missing, damaged, not a dictionary of tensors, something that would have to be executed, or far
+            larger in memory than on disk.
     """
+    _require_there(file)
     try:
         if file.suffix == ".safetensors":
             return dict(safetensors.torch.load_file(file))
@@ -102,6 +104,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise WeightsError(f"weights {file}: expected a dictionary of tensors")
     _require_real(file, loaded)
     return dict(loaded)
+
+
+def _require_there(file: Path) -> None:
+    if not file.is_file():
+        raise WeightsError(f"weights {file}: no such file; check the path (relative ones start in the current folder)")
 
 
 def _require_uncompressed(file: Path) -> None:

@@ -19,7 +19,7 @@ NOT_RUN = {
     r"(\w+=\S+ )*sbatch ": "needs SLURM; tests/test_slurm.py runs the scripts with stand-ins for its commands",
     r"torchrun ": "several GPUs; tests/training/test_several_ranks.py runs ranks on CPUs",
     r"dask |lejepa-med .* compute\.scheduler=": "a cluster; tests/test_compute.py starts one on this machine",
-    r"pip (install|download)|python3 -m venv": "needs a network, and would change the environment of the tests",
+    r"pip (install|wheel)|python3 -m venv": "needs a network, and would change the environment of the tests",
     r"make (demo|test|check|docs|clean)\b": "the Makefile's own targets: each is checked to be there, CI runs "
     "them, and tests/cli/test_demo.py runs the demo at smoke size",
     r"python benchmarks/|python docs/draw_": "measurements and drawings of minutes to hours, many on real scans: their "

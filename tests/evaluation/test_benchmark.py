@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lejepa_med.cli.main import main
 from lejepa_med.config.evaluation import (
     BenchmarkConfig,
+    EncoderConfig,
     FinetuneConfig,
     FinetuneRecipe,
     PixelsEncoder,
@@ -23,11 +26,12 @@ from lejepa_med.config.evaluation import (
     ShapeEncoder,
     Timm2dEncoder,
 )
-from lejepa_med.config.loading import load_config
+from lejepa_med.config.loading import dump_yaml, load_config
 from lejepa_med.data.splits import is_held_out
-from lejepa_med.errors import DataError
+from lejepa_med.errors import DataError, UserError
 from lejepa_med.evaluation import benchmark
 from lejepa_med.evaluation.benchmark import plan, run_benchmark
+from lejepa_med.evaluation.ct_window import with_ct_windows
 from lejepa_med.evaluation.grid import Grid
 from lejepa_med.evaluation.single import run_finetune, run_probe
 
@@ -73,7 +77,7 @@ def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_p
     assert value["bright", "box", "linear", "all"] == 0.5  # all boxes are alike: chance
     assert value["radius", "shape + intensity", "linear", "all"] > 0.9
     assert value["radius", "box", "linear", "all"] <= 0
-    assert load_config(BenchmarkConfig, tmp_path / "benchmark.yaml") == config
+    assert load_config(BenchmarkConfig, tmp_path / "benchmark.yaml") == with_ct_windows(config)
     with np.load(tmp_path / "features" / "pixels-pca.npz") as stored:
         assert stored["features"].shape == (len(archive.truth), 8)
         assert stored["series_key"].tolist() == archive.truth["series_key"].tolist()
@@ -144,16 +148,55 @@ def test_a_failing_encoder_does_not_stop_the_others(
         raise ValueError("broken on purpose")
 
     monkeypatch.setattr("lejepa_med.evaluation.frozen.pixel_features", broken)
-    missing = RunEncoder(name="missing", path=tmp_path / "nowhere")
-    summary = run_benchmark(config_of(archive, PixelsEncoder(), missing, ShapeEncoder()), tmp_path / "out")
-    assert summary.counts == {"failed": 20, "ok": 10}
+    summary = run_benchmark(config_of(archive, PixelsEncoder(), ShapeEncoder()), tmp_path / "out")
+    assert summary.counts == {"failed": 10, "ok": 10}
     cells = {cell["encoder"]: cell for cell in cells_in(tmp_path / "out")}
     assert re.fullmatch(r"ValueError in test_benchmark:\d+ broken", cells["pixels + PCA"]["message"])
     assert re.search(r"^frozen:\d+ _compute$", cells["pixels + PCA"]["traceback"], re.M)
     assert "broken on purpose" not in json.dumps(cells["pixels + PCA"])  # a message may hold anything
-    assert "no backbone.safetensors there" in cells["missing"]["message"] and "traceback" not in cells["missing"]
-    assert str(tmp_path) not in cells["missing"]["message"]
     assert cells["shape + intensity"]["status"] == "ok"
+
+
+def test_weights_that_do_not_load_are_told_before_any_cell(
+    archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path
+) -> None:
+    nowhere, run = tmp_path / "nowhere", make_run()
+    (tmp_path / "cut.pth").write_bytes(b"PK no weights")
+    torch.save({"a": torch.ones(2)}, tmp_path / "other.pth")
+    wrong: list[tuple[EncoderConfig, str]] = [
+        (RunEncoder(name="B", path=nowhere), "encoder B: weights .*nowhere: no backbone.safetensors there"),
+        (RandomEncoder(name="B", like=nowhere), "encoder B: weights .*nowhere: no backbone.safetensors there"),
+        (Timm2dEncoder(name="B", weights=nowhere), "encoder B: weights .*nowhere: no such file"),
+        (Timm2dEncoder(name="B", weights=tmp_path / "cut.pth"), "encoder B: weights .*cut.pth: damaged"),
+        (
+            Timm2dEncoder(name="B", model="test_vit", weights=tmp_path / "other.pth"),
+            "encoder B: weights .*other.pth: do not fit the network",
+        ),
+        (Timm2dEncoder(name="B", model="no_such", weights=tmp_path / "other.pth"), "encoder B: .*no_such"),
+    ]
+    for encoder, sentence in wrong:
+        config = config_of(archive, run, ShapeEncoder(), encoder)
+        for attempt in (plan, lambda config: run_benchmark(config, tmp_path / "out")):
+            with pytest.raises(UserError, match=sentence):
+                attempt(config)
+    with pytest.raises(UserError, match=r"encoder first: weights .*nowhere: no backbone"):
+        plan(config_of(archive, RunEncoder(name="first", path=nowhere)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_says_how_its_cells_ended(
+    archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(archive, ShapeEncoder(), Timm2dEncoder())
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    command = ["benchmark", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "cells: ok 10, no_weights 10\n" in capsys.readouterr().out
+    (tmp_path / "wrong.pth").write_bytes(b"PK no weights")
+    for words in ([*command, "--dry-run"], command):
+        assert main([*words, f"encoders.1.weights={tmp_path / 'wrong.pth'}"]) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and "lejepa-med benchmark: encoder DINOv2: weights" in error and "Traceback" not in error
 
 
 def test_planted_leak_is_found(archive: Archive, make_run: Callable[..., RunEncoder], tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from lejepa_med.config.evaluation import (
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.errors import DataError
 from lejepa_med.evaluation.arms import Arm
-from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.benchmark import plan, run_benchmark
 from lejepa_med.evaluation.bootstrap import Drawn, holm
 from lejepa_med.evaluation.comparison import Point, adjusted, best_rivals
 from lejepa_med.evaluation.encoders import tuning_start
-from lejepa_med.evaluation.grid import Grid, PreparedTask, plan
+from lejepa_med.evaluation.grid import Grid, PreparedTask
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.window_store import WindowStore
 

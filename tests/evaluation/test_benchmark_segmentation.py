@@ -25,9 +25,9 @@ from lejepa_med.config.pretraining import HoldoutConfig
 from lejepa_med.config.segmentation import SegmentationRecipe
 from lejepa_med.config.tasks import TaskConfig
 from lejepa_med.data.cache import Cache
-from lejepa_med.evaluation.benchmark import run_benchmark
+from lejepa_med.evaluation.benchmark import plan, run_benchmark
 from lejepa_med.evaluation.grey_slices import load_grey_slices
-from lejepa_med.evaluation.grid import Grid, plan
+from lejepa_med.evaluation.grid import Grid
 from lejepa_med.evaluation.report import write_report
 from lejepa_med.evaluation.segmentation import segment
 from lejepa_med.evaluation.single import run_finetune, run_probe

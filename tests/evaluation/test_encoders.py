@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,25 @@ import pandas as pd
 import pytest
 import torch
 
-from lejepa_med.config.evaluation import PixelsEncoder, RandomEncoder, RunEncoder, ShapeEncoder, Timm2dEncoder
+from lejepa_med.config.evaluation import (
+    BenchmarkConfig,
+    PixelsEncoder,
+    RandomEncoder,
+    RunEncoder,
+    ShapeEncoder,
+    Timm2dEncoder,
+)
 from lejepa_med.errors import UserError
 from lejepa_med.evaluation import frozen
 from lejepa_med.evaluation.controls import header_features
+from lejepa_med.evaluation.ct_window import with_ct_windows
 from lejepa_med.evaluation.encoders import NoWeightsError, fresh_backbone, require_weights
 from lejepa_med.evaluation.features import extract_features
 from lejepa_med.evaluation.frozen import FeatureSource, frozen_features
-from lejepa_med.weights import load_backbone
+from lejepa_med.spec import InferenceSpec
+from lejepa_med.weights import load_backbone, save_backbone
 
-from .conftest import SPEC, Archive
+from .conftest import MODEL, SPEC, Archive, tiny_backbone
 
 CPU = torch.device("cpu")
 
@@ -100,3 +110,31 @@ def test_header_features_tell_what_differs_between_series() -> None:
     assert header_features(table).tolist() == [[0, 1], [0, 1], [1, 0]]  # one sequence tells nothing
     table = table.assign(filled_slices=[30, -1, 40], slice_axis=[2, 2, 1])
     assert header_features(table).tolist() == [[30, 0, 1, 0, 1], [-1, 0, 1, 0, 1], [40, 1, 0, 1, 0]]
+
+
+def test_ct_is_seen_through_the_window_of_the_first_run(tmp_path: Path) -> None:
+    wide = SPEC.model_copy(update={"inference": SPEC.inference.model_copy(update={"ct_window_hu": (-1000.0, 400.0)})})
+    save_backbone(tmp_path / "backbone.safetensors", tiny_backbone(), MODEL, wide)
+    rival = RunEncoder(name="rival", path=tmp_path / "nowhere", role="rival")
+    ours, own = RunEncoder(path=tmp_path), PixelsEncoder(ct_window_hu=(0.0, 80.0))
+    encoders = (ShapeEncoder(), rival, ours, own, Timm2dEncoder())
+    settings = {"data": {"cache": "c"}, "tasks": [{"name": "t", "kind": "segmentation"}]}
+    config = BenchmarkConfig.model_validate({**settings, "encoders": encoders})
+    shape, _, run, pixels, network = with_ct_windows(config).encoders
+    assert (shape.ct_window_hu, network.ct_window_hu) == ((-1000.0, 400.0), (-1000.0, 400.0))
+    assert pixels.ct_window_hu == (0.0, 80.0) and run == ours
+    without = BenchmarkConfig.model_validate({**settings, "encoders": [ShapeEncoder()]})
+    assert with_ct_windows(without).encoders[0].ct_window_hu == InferenceSpec().ct_window_hu
+
+
+@pytest.mark.parametrize("kind", [PixelsEncoder, ShapeEncoder])
+def test_controls_see_ct_through_their_window_and_cache_by_it(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[PixelsEncoder | ShapeEncoder]
+) -> None:
+    read = type(archive.cache).read
+    as_ct = lambda self, key: replace(read(self, key), modality="ct")  # noqa: E731
+    monkeypatch.setattr(type(archive.cache), "read", as_ct)
+    narrow, wide = kind(ct_window_hu=(0.0, 100.0)), kind(ct_window_hu=(0.0, 400.0))
+    first = features(archive, narrow, tmp_path)
+    assert not np.allclose(features(archive, wide, tmp_path), first)
+    assert np.array_equal(features(archive, narrow, tmp_path), first)

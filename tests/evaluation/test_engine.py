@@ -108,7 +108,8 @@ def test_every_method_of_every_encoder(
 
 @pytest.mark.long
 def test_several_processes_give_what_one_gives(archive: Archive, tmp_path: Path) -> None:
-    encoders = (PixelsEncoder(size=(4, 4, 4), components=4), ShapeEncoder(), RunEncoder(path=tmp_path / "nowhere"))
+    broken = PixelsEncoder(name="broken", size=(4, 4))  # two sides for three axes
+    encoders = (PixelsEncoder(size=(4, 4, 4), components=4), ShapeEncoder(), broken)
     said: list[tuple[str, int, int]] = []
     run_benchmark(config_of(archive, *encoders), tmp_path / "one")
     run_benchmark(config_of(archive, *encoders, workers=2), tmp_path / "two", lambda *given: said.append(given))
