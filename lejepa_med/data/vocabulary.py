@@ -95,7 +95,7 @@ FLAGS: dict[str, str] = {
     "localizer": "a localizer, kept because `keep_localizers` is set",
     "derived_map": "a derived map or projection, kept because `keep_derived` is set",
     "modality_unknown": "nothing says whether this is MRI or CT; set `modality` or `rules`",
-    "patient_unknown": "no patient id: grouped by study or by file alone; name them by `patients`",
+    "patient_unknown": "no patient id: grouped by study or by file alone; NIfTI and images: name them by `patients`",
     "qform_sform_differ": "the two NIfTI orientations disagree; sform is used",
     "no_orientation": "the NIfTI header names no orientation: left and right are unknown",
     "units_converted": "the NIfTI header was in metres or microns",

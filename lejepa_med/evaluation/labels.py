@@ -103,7 +103,7 @@ def load_labels(task: TaskConfig, table: pd.DataFrame, index: Path | None) -> La
     series["_patient"] = rows["patient_key"]
     given = _by_sample(task, texts.merge(series, on="_id"))
     found = targets_of(task, given[wanted])
-    groups = _groups(given, index)
+    groups = _groups(task, given, index)
     matched = labelled[column].iloc[named["row"].unique()].nunique()
     return LabelledSet(
         task=task.name,
@@ -162,8 +162,11 @@ def _by_sample(task: TaskConfig, merged: pd.DataFrame) -> pd.DataFrame:
     return found.astype(object).reset_index(drop=True)
 
 
-def _groups(given: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
-    """The patient of every sample. Without a salt, a group of the label file is named by its first series."""
+def _groups(task: TaskConfig, given: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
+    """The patient of every sample. Without a salt, a group of the label file is named by its first series.
+
+    A sample without a group takes that of the others of its patient in the index, who would be two persons otherwise.
+    """
     own = given["_patient"].where(given["_patient"].fillna("") != "", given["_series"])
     named = given["_group"]
     if index is not None and named.notna().any():
@@ -171,6 +174,14 @@ def _groups(given: pd.DataFrame, index: Path | None) -> tuple[str, ...]:
         named = named.map(lambda text: patient_key(salt, text), na_action="ignore")
     elif named.notna().any():
         named = given.groupby("_group")["_series"].transform("min").where(named.notna())
+    of_patient = named.groupby(own).agg(["nunique", "first"]).reindex(own).set_index(named.index)
+    unclear = int((named.isna() & (of_patient["nunique"] > 1)).sum())
+    if unclear:
+        raise DataError(
+            f"task {task.name}: {unclear} samples have nothing in column `{task.group_column}`, where others of their "
+            "patient in the index have several values; fill it in"
+        )
+    named = named.fillna(of_patient["first"])
     return tuple(str(key) for key in named.where(named.notna(), own))
 
 

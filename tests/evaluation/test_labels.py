@@ -156,6 +156,22 @@ def test_group_column_is_hashed_as_patients_are(tmp_path: Path, table: pd.DataFr
     assert grouped(tmp_path, table, index).groups == (anna, anna, bert, table["patient_key"][3])
 
 
+@pytest.mark.parametrize("with_salt", [True, False])
+def test_a_patient_with_one_empty_group_stays_one_person(
+    tmp_path: Path, table: pd.DataFrame, index: Path, with_salt: bool
+) -> None:
+    """Else the scans that were filled in could train while the others test."""
+    alike = table.assign(patient_key=["p", "p", "q", "q"])
+    text = "series_key,y,who\ns1,a,ANNA\ns2,b,\ns3,a,BERT\ns4,b,EVE\n"
+    file = labels(tmp_path, text, group_column="who")
+    first, second, third, fourth = load_labels(file, alike, index if with_salt else None).groups
+    assert first == second and len({first, third, fourth}) == 3
+    several = labels(tmp_path, "series_key,y,who\ns1,a,\ns2,b,\ns3,a,BERT\ns4,b,EVE\n", group_column="who")
+    mixed = alike.assign(patient_key=["p", "q", "q", "q"])
+    with pytest.raises(DataError, match="1 samples have nothing in column `who`, where others of their patient"):
+        load_labels(several, mixed, index if with_salt else None)
+
+
 def test_group_column_without_a_salt_names_nobody(tmp_path: Path, table: pd.DataFrame) -> None:
     assert grouped(tmp_path, table, None).groups == ("s1", "s1", "s3", table["patient_key"][3])
 
