@@ -119,15 +119,15 @@ def _draw(axes: Any, name: str, record: _Record) -> None:
     if name == "lr":
         axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
         axes.yaxis.get_offset_text().set_fontsize(8)
-    elif name == "sigreg":
-        _reference(axes, GAUSSIAN_REFERENCE, "1.05, Gaussian samples")
-    elif name == "total":
-        lam = mixing_weight(metrics)
-        _reference(axes, lam * GAUSSIAN_REFERENCE, f"λ \N{MULTIPLICATION SIGN} 1.05, λ = {lam:.3g}")
     values = _column(metrics, name) if name in _LOGARITHMIC else np.zeros(0)
     known = values[np.isfinite(values)]  # a step that was left out has none
     if len(known) and (known > 0).all():
         _log_scale(axes, known)
+    if name == "sigreg":
+        _reference(axes, GAUSSIAN_REFERENCE, "1.05, Gaussian samples")
+    elif name == "total":
+        lam = mixing_weight(metrics)
+        _reference(axes, lam * GAUSSIAN_REFERENCE, f"λ \N{MULTIPLICATION SIGN} 1.05, λ = {lam:.3g}")
 
 
 def _draw_metric(axes: Any, steps: Array, values: Array, colour: str, smooth: bool) -> None:
@@ -173,10 +173,13 @@ def _draw_probes(axes: Any, probes: Lines) -> None:
 
 
 def _reference(axes: Any, value: float, label: str) -> None:
+    """A dashed line with its label: below it, or above where the axis is near."""
     axes.axhline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
+    height = axes.transAxes.inverted().transform(axes.transData.transform((0, value)))[1]
+    above = height < 0.12
     axes.annotate(
-        label, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, -3), textcoords="offset points",
-        va="top", fontsize=7.5, color=SOFT,
+        label, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 3 if above else -3),
+        textcoords="offset points", va="bottom" if above else "top", fontsize=7.5, color=SOFT,
     )  # fmt: skip
 
 
