@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lejepa_med.backbones import Backbone
+from lejepa_med.backbones.view_sizes import require_sizes
 from lejepa_med.config.evaluation import EncoderConfig, RandomEncoder, RunEncoder, ScratchEncoder, Timm2dEncoder
-from lejepa_med.errors import UserError
+from lejepa_med.errors import ConfigError, UserError
 from lejepa_med.evaluation.encoders import fresh_backbone
 from lejepa_med.evaluation.slices import load_timm2d
 from lejepa_med.weights import load_backbone
@@ -39,7 +41,7 @@ def _network(encoder: EncoderConfig) -> tuple[str, ...]:
         case RandomEncoder() | ScratchEncoder():
             return "fresh", str(encoder.like)
         case Timm2dEncoder():
-            return "timm2d", encoder.model, encoder.positions, str(encoder.weights)
+            return "timm2d", encoder.model, encoder.positions, str(encoder.weights), str(encoder.image_size)
         case _:
             return ("no network",)
 
@@ -51,4 +53,14 @@ def _load(encoder: EncoderConfig) -> None:
         case RandomEncoder() | ScratchEncoder():
             fresh_backbone(encoder.like, encoder.seed)
         case Timm2dEncoder() if encoder.weights is not None:
-            load_timm2d(encoder)
+            _require_size(load_timm2d(encoder), encoder)
+
+
+def _require_size(network: Backbone, encoder: Timm2dEncoder) -> None:
+    side = encoder.image_size
+    try:
+        require_sizes(network, [(side, side)], encoder.model)
+    except ConfigError:
+        raise ConfigError(
+            f"{encoder.model} takes no image of {side} x {side} pixels; change image_size (DINOv2: a multiple of 14)"
+        ) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 
 from lejepa_med.cli.main import main
@@ -163,6 +164,7 @@ def test_weights_that_do_not_load_are_told_before_any_cell(
     nowhere, run = tmp_path / "nowhere", make_run()
     (tmp_path / "cut.pth").write_bytes(b"PK no weights")
     torch.save({"a": torch.ones(2)}, tmp_path / "other.pth")
+    torch.save(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "fits.pth")
     wrong: list[tuple[EncoderConfig, str]] = [
         (RunEncoder(name="B", path=nowhere), "encoder B: weights .*nowhere: no backbone.safetensors there"),
         (RandomEncoder(name="B", like=nowhere), "encoder B: weights .*nowhere: no backbone.safetensors there"),
@@ -173,6 +175,10 @@ def test_weights_that_do_not_load_are_told_before_any_cell(
             "encoder B: weights .*other.pth: do not fit the network",
         ),
         (Timm2dEncoder(name="B", model="no_such", weights=tmp_path / "other.pth"), "encoder B: .*no_such"),
+        (
+            Timm2dEncoder(name="B", model="test_vit", weights=tmp_path / "fits.pth", image_size=150),
+            "encoder B: test_vit takes no image of 150 x 150 pixels; change image_size",
+        ),
     ]
     for encoder, sentence in wrong:
         config = config_of(archive, run, ShapeEncoder(), encoder)
