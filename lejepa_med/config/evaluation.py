@@ -75,7 +75,7 @@ Method = Literal[
 
 class ProbeRecipe(Frozen):
     penalties: tuple[float, ...] = Field(
-        (1e-3, 1e-2, 1e-1, 1.0, 10.0), description="inverse L2 penalties C that cross-validation chooses from"
+        (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0), description="inverse L2 penalties C that cross-validation chooses from"
     )
     preset_penalty: float = Field(0.1, gt=0, description="used below five labels per class, the same for every encoder")
     neighbours: int = Field(5, gt=0, description="k of k-NN (cosine)")
@@ -195,7 +195,7 @@ class BenchmarkConfig(Frozen):
     finetune_budgets: tuple[int, ...] = Field(
         (5, 10), description="labels per class; those that fit; an empty list = all labels"
     )
-    finetune_seeds: int = Field(2, gt=0, description="draws of the labelled subset, and of head and batches")
+    finetune_seeds: int = Field(5, gt=0, description="draws of the labelled subset, and of head and batches")
     probe: ProbeRecipe = ProbeRecipe()
     attention: AttentionRecipe = AttentionRecipe()
     finetune: FinetuneRecipe = FinetuneRecipe()

@@ -1,8 +1,8 @@
 """Intervals by drawing patients with replacement (Efron 1979), the same draws for both sides of a comparison.
 
-The predictions of several label seeds on the same test patients are scored per seed and averaged within each draw.
-The interval speaks about test patients and, where an arm has several pretrainings, about these; the label seeds' spread
-is inside the mean and is shown on its own.
+The predictions of several label seeds on the same test patients are scored per seed and averaged within each draw. An
+interval speaks about other test patients, other draws of the labels and, where an arm has several pretrainings, other
+runs: what drawing these adds is kept beside the draws of patients (`Repeats`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from lejepa_med.evaluation.metrics import Array, Metric
 
 _VALUES_PER_CHUNK = 4_000_000
 DRAWS = 2000
+LABEL_DRAWS = "draws of the labels"
+"""Repeats that are the same in every arm: with one seed all train on the same labels."""
 MIN_PATIENTS = 10
 """Test patients below which no interval is given."""
 _UNDEFINED = 0.01
@@ -76,11 +78,14 @@ def paired_bootstrap(
 
 @dataclass(frozen=True)
 class Repeats:
-    """What drawing the repeats of an arm adds to each draw of patients, and its degrees of freedom."""
+    """What drawing repeats adds to each draw of patients, and its degrees of freedom.
+
+    `of` names what was repeated: an arm's pretraining, or `LABEL_DRAWS`, which all arms share.
+    """
 
     deviation: Array
     freedom: int
-    arm: str = ""
+    of: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Drawn:
     """A statistic: its value, and what it is on every draw of patients (nothing with too few patients).
 
     Statistics of the same patients and seed share their draws: sums and differences are those of paired values.
-    `repeats`: one for each arm in it that has several pretrainings.
+    `repeats`: one for each thing in it that was repeated.
     """
 
     value: float
@@ -96,12 +101,11 @@ class Drawn:
     repeats: tuple[Repeats, ...] = ()
 
     def __sub__(self, other: Drawn) -> Drawn:
-        turned = tuple(Repeats(-one.deviation, one.freedom, one.arm) for one in other.repeats)
-        return Drawn(self.value - other.value, self.draws - other.draws, self.repeats + turned)
+        return mean_of((self, other), (1.0, -1.0))
 
     @cached_property
     def _finite(self) -> tuple[Array, list[Array]]:
-        """Draws of patients that have a value, and what each arm's repeats add to them."""
+        """Draws of patients that have a value, and what each kind of repeats adds to them."""
         finite = np.isfinite(self.draws)
         for one in self.repeats:
             finite &= np.isfinite(one.deviation)
@@ -110,21 +114,19 @@ class Drawn:
     def usable(self, level: float = 0.05) -> Array:
         """Draws of patients and repeats that have a value, for an interval that misses with probability `level`.
 
-        Few repeats know their own spread badly. With variances V of patients and V_i of repeats, whose quantiles of
-        Student's t are t_i, deviations of repeats are stretched until the whole is as wide as the mean quantile
-        (V z + sum V_i t_i) / (V + sum V_i) asks for (Cochran & Cox 1950), which errs on the wide side.
+        Few repeats know their own spread badly: with variances V of patients and V_i of repeats of d_i degrees of
+        freedom, the whole has (V + sum V_i)^2 / sum(V_i^2 / d_i) of them (Satterthwaite 1946), and deviations of
+        repeats are stretched until it is as wide as Student's t asks for.
         """
         patients, parts = self._finite
-        own = sum(float(part.var()) for part in parts) if len(patients) else 0.0
+        spreads = np.array([part.var() for part in parts]) if len(patients) else np.zeros(0)
+        own = float(spreads.sum())
         if own <= 1e-18:
             return patients
         total = own + float(patients.var())
-        normal, upper = stats.norm.ppf(1 - level / 2), 1 - level / 2
-        wide = [
-            stats.t.ppf(upper, one.freedom) / normal * part.var() for part, one in zip(parts, self.repeats, strict=True)
-        ]
-        ratio = (total - own + float(np.sum(wide))) / total
-        stretch = math.sqrt(max(1.0, (ratio**2 * total - (total - own)) / own))
+        freedom = total**2 / float((spreads**2 / [one.freedom for one in self.repeats]).sum())
+        ratio = stats.t.ppf(1 - level / 2, freedom) / stats.norm.ppf(1 - level / 2)
+        stretch = math.sqrt((ratio**2 * total - (total - own)) / own)
         return np.asarray(patients + stretch * np.sum(parts, axis=0))
 
     @property
@@ -188,35 +190,48 @@ def _kept_draws(groups: tuple[str, ...], draws: int, seed: int) -> Array:
 
 
 def mean_of(parts: Sequence[Drawn], weights: Sequence[float] | None = None) -> Drawn:
-    """Their mean, or their sum with these weights, draw by draw; of one arm, whose repeats are drawn once."""
+    """Their mean, or their sum with these weights, draw by draw; what they repeat in common is drawn once."""
     share = np.full(len(parts), 1 / len(parts)) if weights is None else np.asarray(weights)
     draws = np.stack([part.draws for part in parts])
-    by_arm: dict[str, list[tuple[float, Repeats]]] = defaultdict(list)
+    by_name: dict[str, list[tuple[float, Repeats]]] = defaultdict(list)
     for weight, part in zip(share.tolist(), parts, strict=True):
         for one in part.repeats:
-            by_arm[one.arm].append((weight, one))
+            by_name[one.of].append((weight, one))
     repeats = tuple(
-        Repeats(np.sum([weight * one.deviation for weight, one in same], 0), min(one.freedom for _, one in same), arm)
-        for arm, same in by_arm.items()
+        Repeats(np.sum([weight * one.deviation for weight, one in same], 0), min(one.freedom for _, one in same), name)
+        for name, same in by_name.items()
     )
     return Drawn(float(share @ [part.value for part in parts]), np.asarray(share @ draws), repeats)
 
 
-def over_repeats(repeats: Mapping[str, Drawn], arm: str) -> Drawn:
-    """Mean over independent repeats (pretraining seeds) by name, drawing the repeats as well as the patients.
+def over_repeats(repeats: Mapping[str, Drawn], of: str) -> Drawn:
+    """Mean over independent repeats (pretraining seeds, draws of labels) by name, drawing them as well as the patients.
 
     R repeats drawn from themselves give few different means, which vary too little. Instead each repeat's deviation is
     multiplied by a normal number (multiplier bootstrap), and their sum has the variance of a mean of R. The numbers
-    belong to the repeat and its arm: they are the same wherever both occur.
+    belong to the repeat and to what is repeated (`of`): they are the same wherever both occur.
     """
     mean, count = mean_of(list(repeats.values())), len(repeats)
     if count == 1 or not len(mean.draws):
         return mean
     deviation = np.zeros_like(mean.draws)
     for name, repeat in repeats.items():
-        seed = int(hashlib.sha256(f"{arm}\n{name}".encode()).hexdigest()[:8], 16)
+        seed = int(hashlib.sha256(f"{of}\n{name}".encode()).hexdigest()[:8], 16)
         deviation += np.random.default_rng(seed).normal(size=len(mean.draws)) * (repeat.draws - mean.draws)
-    return Drawn(mean.value, mean.draws, (Repeats(deviation / math.sqrt(count * (count - 1)), count - 1, arm),))
+    own = Repeats(deviation / math.sqrt(count * (count - 1)), count - 1, of)
+    return Drawn(mean.value, mean.draws, (*mean.repeats, own))
+
+
+def over_runs_and_labels(cells: Mapping[str, Mapping[int, Drawn]], arm: str) -> Drawn:
+    """Mean over an arm's runs and the label seeds that all of them have, drawing both: `cells[run][seed]`.
+
+    What a run and a seed do together counts in both, on the wide side.
+    """
+    seeds = next(iter(cells.values()))
+    runs = {run: mean_of(list(of_seed.values())) for run, of_seed in cells.items()}
+    labels = {str(seed): mean_of([of_seed[seed] for of_seed in cells.values()]) for seed in seeds}
+    over_runs, over_labels = over_repeats(runs, arm), over_repeats(labels, LABEL_DRAWS)
+    return replace(over_runs, repeats=over_runs.repeats + over_labels.repeats)
 
 
 def holm(p: Sequence[float]) -> list[float]:

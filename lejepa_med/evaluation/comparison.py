@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lejepa_med.evaluation.arms import Arm
-from lejepa_med.evaluation.bootstrap import DRAWS, Drawn, draw_metric, holm, mean_of, over_repeats
+from lejepa_med.evaluation.bootstrap import DRAWS, Drawn, draw_metric, holm, mean_of, over_runs_and_labels
 from lejepa_med.evaluation.grid import PreparedTask
 from lejepa_med.evaluation.metrics import limits, metrics_of
 from lejepa_med.evaluation.splits import Budget
@@ -48,10 +48,10 @@ class Point:
         return int(next(cell["labels"] for cells in self.cells.values() for cell in cells.values()))
 
     def score(self, metric: str, seeds: Iterable[int], members: Iterable[str] | None = None) -> Drawn:
-        """Mean over label seeds of each encoder, then over the encoders (or some `members`) as repeats."""
-        chosen, names = sorted(seeds), self.cells if members is None else members
-        repeats = {name: mean_of([self._cell(metric, name, seed) for seed in chosen]) for name in names}
-        return over_repeats(repeats, self.arm.name)
+        """Mean over label seeds and the arm's encoders (or some `members`), both of which are drawn as repeats."""
+        names = self.cells if members is None else members
+        cells = {name: {seed: self._cell(metric, name, seed) for seed in sorted(seeds)} for name in names}
+        return over_runs_and_labels(cells, self.arm.name)
 
     def _cell(self, metric: str, name: str, seed: int) -> Drawn:
         key = (metric, name, seed)

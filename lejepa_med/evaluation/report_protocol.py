@@ -19,8 +19,9 @@ def protocol_paragraphs(benchmark: Benchmark) -> list[str]:
 
 _STATISTICS = (
     "Intervals are 95 % percentile intervals of 2,000 bootstrap draws of test patients (500 for further metrics), each "
-    "scored per seed and averaged; differences are paired, on the same draws. They speak about other test patients "
-    "and, for an arm of several pretraining runs, about other runs. p values are two-sided, of the bootstrap, adjusted "
+    "scored per seed and averaged; differences are paired, on the same draws. They speak about other test patients, "
+    "other draws of the labels and, for an arm of several pretraining runs, other runs (normal multipliers, widened to "
+    "Student's t by Satterthwaite's degrees of freedom). p values are two-sided, of the bootstrap, adjusted "
     "by Holm for each opponent over all tasks and budgets of a method. Intervals are not corrected."
 )
 
@@ -45,8 +46,9 @@ def _frozen(config: BenchmarkConfig) -> str:
     penalties = ", ".join(f"{penalty:g}" for penalty in probe.penalties)
     return (
         "Frozen features are the last two blocks or stages, standardised on the training patients. The linear probe is "
-        f"an L2-penalised logistic (regression: ridge) model; its inverse penalty is chosen from {penalties} by "
-        f"cross-validation over patients, and fixed at {probe.preset_penalty:g} below five labels per class. "
+        "an L2-penalised logistic (regression: ridge, relative to the variance of the features) model; its inverse "
+        f"penalty is chosen from {penalties} by cross-validation over patients, and fixed at {probe.preset_penalty:g} "
+        "below five labels per class. "
         f"k-NN uses the {probe.neighbours} nearest neighbours by cosine. 2D networks on volumes also choose how slices "
         "become one row, within the labels of the budget."
     )

@@ -129,7 +129,8 @@ def _budgets(benchmark: Benchmark, task: str, figures: Path) -> str:
     ]
     caption = (
         "Score on test patients over the number of labels. Lines: mean over draws of the labels (and over repeats of "
-        "an arm); bands: 95 % interval over test patients (and repeats). Thick: ours; thin: rivals; dashed: controls. "
+        "an arm); bands: 95 % interval over test patients, these draws and repeats. Thick: ours; thin: rivals; dashed: "
+        "controls. "
         "All labels stand at their mean number, moved right where they would touch the budget before them."
     )
     return captioned(_legend(benchmark, task) + panels(drawn, "20rem"), caption)

@@ -6,8 +6,9 @@ A rival is beaten, or wins, where Holm's p is at most .05; everything else the d
 from __future__ import annotations
 
 from lejepa_med.evaluation.bootstrap import MIN_PATIENTS
+from lejepa_med.evaluation.encoders import TRAINING
 from lejepa_med.evaluation.report_data import NO_WEIGHTS, Benchmark, Row, without_paths
-from lejepa_med.evaluation.report_names import METHOD_PHRASES, METRICS, SIGNIFICANT
+from lejepa_med.evaluation.report_names import METHOD_PHRASES, METHODS, METRICS, SIGNIFICANT
 from lejepa_med.evaluation.report_text import (
     amount,
     counted,
@@ -18,6 +19,8 @@ from lejepa_med.evaluation.report_text import (
     verdict,
 )
 
+FEW_DRAWS = 5
+"""Draws of the labels below which the report says that they are few."""
 _OUTCOMES = ("ahead", "behind", "cannot tell")
 
 
@@ -116,7 +119,7 @@ def missing_paragraph(benchmark: Benchmark) -> str:
 
 def cautions(benchmark: Benchmark) -> list[str]:
     """What a reader has to know before believing a number; one sentence each."""
-    said = [missing_paragraph(benchmark), _one_run(benchmark), _drawn_labels(benchmark), *_leaks(benchmark)]
+    said = [missing_paragraph(benchmark), _one_run(benchmark), *_drawn_labels(benchmark), *_leaks(benchmark)]
     duplicates = benchmark.summary.get("duplicates") or {"tasks": {}, "pretraining": {}}
     if any(one["near"] or one["exact"] for side in duplicates.values() for one in side.values()):
         said.append(duplicate_sentence(duplicates))
@@ -149,14 +152,26 @@ def _one_run(benchmark: Benchmark) -> str:
     return f"{said[0].upper()}{said[1:]}: intervals speak about other test patients, not about another seed of these."
 
 
-def _drawn_labels(benchmark: Benchmark) -> str:
-    """Intervals hold the labelled subsets fixed; with few labels another draw of them can change more."""
-    frozen, trained = benchmark.config.seeds, benchmark.config.finetune_seeds
-    return (
-        f"Scores below `all` are means over {counted(frozen, 'draw')} of the labelled subset (fine-tuning: {trained}). "
-        "Intervals and p values hold these draws fixed: with few labels, other draws may change a score, and who is "
-        "ahead, by more than the interval shows; `per_seed` in summary.json has each."
-    )
+def _drawn_labels(benchmark: Benchmark) -> list[str]:
+    """Methods whose labelled subsets were drawn so seldom that little is known of what other draws would change."""
+    used = {key[1] for key, row in benchmark.row_of.items() if key[3] != "all" and row["value"] is not None}
+    config, said = benchmark.config, []
+    for setting, draws, methods in (
+        ("seeds", config.seeds, used - set(TRAINING)),
+        ("finetune_seeds", config.finetune_seeds, used & set(TRAINING)),
+    ):
+        which = listing([name for key, name in METHODS.items() if key in methods])
+        if methods and draws == 1:
+            said.append(
+                f"Of the labels below `all` there is one draw ({which}): intervals and p hold it fixed, and another "
+                f"may change who is ahead; raise {setting}."
+            )
+        elif methods and draws < FEW_DRAWS:
+            said.append(
+                f"Of the labels below `all` there are {draws} draws ({which}), which hardly show how much draws "
+                f"differ: intervals are wide for that; raise {setting}."
+            )
+    return said
 
 
 def _rare(task: str, described: Row) -> str:

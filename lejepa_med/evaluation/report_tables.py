@@ -57,7 +57,7 @@ def score_table(benchmark: Benchmark, task: str, method: str) -> Table:
         rows.append((encoder.name, status or entries))
     note = (
         f"{_sentence_case(described_metric(benchmark, task))}, higher is better, on {tested(benchmark, task)}: mean "
-        "over seeds and repeats, below it the 95 % interval over patients (and repeats, of an arm with several). "
+        "over seeds and repeats, below it the 95 % interval over patients, seeds (and an arm's repeats). "
         "Bold: the highest mean of a column, whether or not the data can tell it apart."
     )
     return Table(f"{task}: {method_title(method)}", *_heads(benchmark, task, method), tuple(rows), note)

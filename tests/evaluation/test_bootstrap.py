@@ -9,7 +9,15 @@ import pytest
 from scipy import stats
 
 from lejepa_med.evaluation import metrics
-from lejepa_med.evaluation.bootstrap import Drawn, bootstrap, draw_metric, holm, mean_of, over_repeats
+from lejepa_med.evaluation.bootstrap import (
+    Drawn,
+    bootstrap,
+    draw_metric,
+    holm,
+    mean_of,
+    over_repeats,
+    over_runs_and_labels,
+)
 
 
 @pytest.mark.parametrize(
@@ -150,3 +158,50 @@ def test_intervals_cover_patients_and_repeats(repeats: int, spread: float) -> No
         alone += narrow.low <= 0 <= narrow.high
     assert 0.90 <= covered / 200 <= 0.99
     assert alone < covered
+
+
+@pytest.mark.parametrize(("draws", "runs"), [(5, 1), (5, 3), (3, 1)])
+def test_intervals_cover_draws_of_the_labels(draws: int, runs: int) -> None:
+    """Every interval is of the mean over patients, runs and label draws, which all vary."""
+    generator = np.random.default_rng(draws + runs)
+    patients, trials, covered, fixed = 60, 200, 0, 0
+    groups = [f"p{row}" for row in range(patients)]
+    for trial in range(trials):
+        shared, of_draw = generator.normal(0, 1, patients), generator.normal(0, 0.3, draws)
+        of_run = generator.normal(0, 0.2, runs) if runs > 1 else np.zeros(1)
+        cells = {
+            f"run {run}": {
+                seed: draw_metric(
+                    np.zeros(patients),
+                    shared + of_draw[seed] + of_run[run] + generator.normal(0, 0.1, patients),
+                    groups,
+                    _mean,
+                    draws=300,
+                    seed=trial,
+                )
+                for seed in range(draws)
+            }
+            for run in range(runs)
+        }
+        found = over_runs_and_labels(cells, f"arm {trial}").interval
+        narrow = mean_of([cell for of_seed in cells.values() for cell in of_seed.values()]).interval
+        covered += found.low <= 0 <= found.high
+        fixed += narrow.low <= 0 <= narrow.high
+    assert 0.91 <= covered / trials <= 0.99
+    assert fixed < covered - 0.05 * trials
+
+
+def test_a_lucky_draw_that_both_arms_have_cancels() -> None:
+    """Arms that differ by the same at every draw of the labels: their difference knows nothing of the draws."""
+    generator, groups = np.random.default_rng(0), [f"p{row}" for row in range(60)]
+    luck, patients = np.array([-6.0, 0, 2, 4]), generator.normal(0, 1, 60)
+    first, second = (
+        {name: {seed: draw_metric(np.zeros(60), patients + luck[seed] + gain, groups, _mean) for seed in range(4)}}
+        for name, gain in (("a", 1.0), ("b", 0.0))
+    )
+    arms = over_runs_and_labels(first, "ours"), over_runs_and_labels(second, "theirs")
+    assert arms[0].interval.high - arms[0].interval.low > 10
+    difference = arms[0] - arms[1]
+    assert difference.interval.low == pytest.approx(1) == difference.interval.high
+    both = mean_of(arms)  # as of two budgets, of which the larger contains the smaller
+    assert both.interval.high - both.interval.low > 10 and len(both.repeats) == 1

@@ -170,7 +170,8 @@ def test_cautions_name_what_a_reader_has_to_know(showcase: Benchmark) -> None:
     assert "DINOv3: no weights given" in said and "/path/to/" in said
     assert "Of VICReg there is one pretraining run" in said and "Of LeJEPA" not in said
     assert 'of "random init" one draw of weights: intervals speak about other test patients' in said
-    assert re.search(r"means over \d+ draws? of the labelled subset \(fine-tuning: \d+\)\. Intervals and p", said)
+    assert "Of the labels below `all` there is one draw (full fine-tuning" in said and "raise finetune_seeds" in said
+    assert re.search(r"there are 2 draws \(frozen, linear probe.*?: intervals are wide for that; raise seeds\.", said)
     assert "findings: bleeding (4) stands on few test patients" in said
     assert "LeJEPA 2: transductive: saw 3 test patients" in said and "LeJEPA 1: " not in said
     assert "2 of 24 have a near duplicate (1 an exact copy) among the training scans of task age;" in said
