@@ -43,39 +43,6 @@ class Interval:
         return Interval(self.value, float(np.clip(self.low, low, high)), float(np.clip(self.high, low, high)))
 
 
-def bootstrap(
-    truth: NDArray[np.generic],
-    prediction: Sequence[Array],
-    groups: Sequence[str],
-    metric: Metric,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Interval:
-    """Mean metric over label seeds (`prediction`: one score array per seed) with its interval over patients.
-
-    With fewer than `MIN_PATIENTS` patients the ends are NaN: so few cannot stand for others.
-    """
-    drawn = [draw_metric(truth, one, groups, metric, draws, seed) for one in prediction]
-    return mean_of(drawn).interval
-
-
-def paired_bootstrap(
-    truth: NDArray[np.generic],
-    prediction_a: Sequence[Array],
-    prediction_b: Sequence[Array],
-    groups: Sequence[str],
-    metric: Metric,
-    draws: int = DRAWS,
-    seed: int = 0,
-) -> Interval:
-    """Metric of a minus metric of b, on the same draws of patients; as `bootstrap` below `MIN_PATIENTS`."""
-    first, second = (
-        mean_of([draw_metric(truth, one, groups, metric, draws, seed) for one in prediction])
-        for prediction in (prediction_a, prediction_b)
-    )
-    return (first - second).interval
-
-
 @dataclass(frozen=True)
 class Repeats:
     """What drawing repeats adds to each draw of patients, and its degrees of freedom.

@@ -8,7 +8,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from lejepa_med.evaluation import metrics
-from lejepa_med.evaluation.bootstrap import bootstrap, paired_bootstrap, patient_draws
+from lejepa_med.evaluation.bootstrap import Interval, draw_metric, mean_of, patient_draws
 
 GENERATOR = np.random.default_rng(0)
 ROWS = 60
@@ -81,23 +81,28 @@ def test_all_rows_of_a_patient_are_drawn_together() -> None:
     assert weights.mean(0) == pytest.approx(np.ones(6), abs=0.15)
 
 
-def test_identical_predictions_differ_by_exactly_nothing() -> None:
+def _difference(first: list[np.ndarray], second: list[np.ndarray], metric: metrics.Metric) -> Interval:
+    """Of means over label seeds, on the same draws of pairs of rows."""
     groups = [f"p{row // 2}" for row in range(ROWS)]
-    found = paired_bootstrap(TRUTH, [SCORE, SCORE[::-1]], [SCORE, SCORE[::-1]], groups, metrics.balanced_accuracy)
+    a, b = (mean_of([draw_metric(TRUTH, score, groups, metric) for score in scores]) for scores in (first, second))
+    return (a - b).interval
+
+
+def test_identical_predictions_differ_by_exactly_nothing() -> None:
+    found = _difference([SCORE, SCORE[::-1]], [SCORE, SCORE[::-1]], metrics.balanced_accuracy)
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
 def test_difference_is_signed_and_averages_seeds() -> None:
-    groups = [f"p{row}" for row in range(ROWS)]
     perfect, worthless = np.eye(3)[TRUTH], np.eye(3)[(TRUTH + 1) % 3]
-    found = paired_bootstrap(TRUTH, [perfect, worthless], [worthless], groups, metrics.accuracy)
+    found = _difference([perfect, worthless], [worthless], metrics.accuracy)
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
 
 
 def test_standard_error_of_a_mean() -> None:
     """For the mean absolute error the interval is known: mean -+ 1.96 s / sqrt(n)."""
     error = np.random.default_rng(2).normal(5, 1, 200)
-    found = bootstrap(np.zeros(200), [error], [f"p{row}" for row in range(200)], metrics.mae)
+    found = draw_metric(np.zeros(200), error, [f"p{row}" for row in range(200)], metrics.mae).interval
     half = 1.96 * error.std() / np.sqrt(200)
     assert found.value == pytest.approx(error.mean())
     assert [found.low, found.high] == pytest.approx([error.mean() - half, error.mean() + half], abs=0.15 * half)
@@ -111,7 +116,7 @@ def test_intervals_cover_when_rows_of_a_patient_are_alike() -> None:
     for _ in range(200):
         right = np.repeat(generator.random(80) < 0.7, 4)
         score = np.stack([right, ~right], axis=1).astype(float)
-        found = bootstrap(np.zeros(320, dtype=np.int64), [score], groups, metrics.accuracy, draws=300)
+        found = draw_metric(np.zeros(320, dtype=np.int64), score, groups, metrics.accuracy, draws=300).interval
         covered += found.low <= 0.7 <= found.high
     assert 0.89 <= covered / 200 <= 0.99
 
