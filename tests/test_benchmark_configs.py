@@ -23,14 +23,6 @@ SMALL = ("seeds=1", "finetune_seeds=1", "finetune.epochs=1", "finetune.min_steps
 PATIENTS = 16
 
 
-def salt(folder: Path) -> str:
-    """A given salt, as an override of `prepare`: who tests, and so which classes train, hangs on it."""
-    folder.mkdir(mode=0o700)
-    (folder / "salt").write_bytes(b"02" * 32)
-    (folder / "salt").chmod(0o600)
-    return f"source.salt={folder}"
-
-
 def head(number: int) -> nibabel.Nifti1Image:
     """A ball whose brightness is the patient's."""
     ball = np.random.default_rng(number).normal(10, 3, (24, 24, 24))
@@ -91,7 +83,7 @@ def test_fomo25(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (table,) = re.findall(r"^#   (\(echo patient_id.*\n#    .* > \w+\.csv)$", config.read_text(), re.MULTILINE)
     subprocess.run(["bash", "-c", table.replace("\n#", "\n")], check=True)
     prepare = run_words(config, "prepare")
-    assert main([*prepare, salt(tmp_path / "key"), "preprocess.spacing_mm=[6, 6, 6]", "compute.workers=1"]) == 0
+    assert main([*prepare, "preprocess.spacing_mm=[6, 6, 6]", "compute.workers=1"]) == 0
     pretrain_on(prepare[prepare.index("--out") + 1])
     words = run_words(config, "benchmark")
     few = [*SMALL, "budgets=[2]", "finetune_budgets=[2]", "holdout.test_fraction=0.5"]
@@ -105,8 +97,7 @@ def test_segmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = CONFIGS / "benchmark" / "segmentation.yaml"
     nnunet(tmp_path / "Dataset010_MINE", cases=8)
-    prepare = [*run_words(config, "prepare"), salt(tmp_path / "key")]
-    assert main([*prepare, "compute.workers=1", "preprocess.foreground=false"]) == 0
+    assert main([*run_words(config, "prepare"), "compute.workers=1", "preprocess.foreground=false"]) == 0
     pretrain_on("cache_lesions")
     words = run_words(config, "benchmark")
     few = [*SMALL, "budgets=[2]", "finetune_budgets=[2]", "holdout.test_fraction=0.5", "segmentation.steps=2"]

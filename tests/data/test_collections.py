@@ -307,6 +307,7 @@ def test_a_table_says_whose_images_these_are(tmp_path: Path) -> None:
         run(source, tmp_path / "other", source=table | {"file_column": "name"})
 
 
+@pytest.mark.usefixtures("salts_of_users")
 def test_keys_agree_between_caches_of_one_salt(tmp_path: Path) -> None:
     source = layouts.decathlon(tmp_path / "a")
     _, first = run(source, tmp_path / "one")

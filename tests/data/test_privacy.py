@@ -15,6 +15,7 @@ from lejepa_med.data.privacy import keyed_hash, load_salt, patient_key
 from lejepa_med.errors import DataError
 
 
+@pytest.mark.usefixtures("salts_of_users")
 def test_the_salt_is_made_once_and_private(tmp_path: Path) -> None:
     salt = load_salt(tmp_path / "index")
     assert load_salt(tmp_path / "index") == salt and len(bytes.fromhex(salt.decode())) == 32
