@@ -160,15 +160,17 @@ def _drawn_labels(benchmark: Benchmark) -> list[str]:
         ("seeds", config.seeds, used - set(TRAINING)),
         ("finetune_seeds", config.finetune_seeds, used & set(TRAINING)),
     ):
-        which = listing([name for key, name in METHODS.items() if key in methods])
-        if methods and draws == 1:
+        if not methods or draws >= FEW_DRAWS:
+            continue
+        which = listing([f"`{method}`" for method in METHODS if method in methods])
+        if draws == 1:
             said.append(
-                f"Of the labels below `all` there is one draw ({which}): intervals and p hold it fixed, and another "
+                f"Of the labels below `all` there is one draw for {which}: intervals and p hold it fixed, and another "
                 f"may change who is ahead; raise {setting}."
             )
-        elif methods and draws < FEW_DRAWS:
+        else:
             said.append(
-                f"Of the labels below `all` there are {draws} draws ({which}), which hardly show how much draws "
+                f"Of the labels below `all` there are {draws} draws for {which}, which hardly show how much draws "
                 f"differ: intervals are wide for that; raise {setting}."
             )
     return said

@@ -87,7 +87,7 @@ def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_p
     others = {(d["reference"], d["other"]) for d in stored_summary["differences"] if d["method"] == "finetune"}
     assert others == {("LeJEPA", "from scratch")}
     assert all(
-        cell["tuned"] == ({"linear": 5, "knn": 1, "finetune": 2}[cell["method"]] if cell["labels"] > 2 else 1)
+        cell["tuned"] == ({"linear": 6, "knn": 1, "finetune": 2}[cell["method"]] if cell["labels"] > 2 else 1)
         for cell in cells
         if cell["value"] and cell["task"] == "bright"
     )
