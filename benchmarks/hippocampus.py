@@ -132,6 +132,7 @@ def measure_segmentation(out: Path, runs: list[str], workers: int) -> None:
         "budgets": [2, 10],
         "seeds": 3,
         "finetune_budgets": [2, 10],
+        "finetune_seeds": 2,
         "segmentation": {"steps": 400, "flips": False},  # front and back are what is asked for
     }
     _run(settings, out, "segmentation", workers)

@@ -78,6 +78,10 @@ def test_whole_grid(archive: Archive, make_run: Callable[..., RunEncoder], tmp_p
     assert value["bright", "box", "linear", "all"] == 0.5  # all boxes are alike: chance
     assert value["radius", "shape + intensity", "linear", "all"] > 0.9
     assert value["radius", "box", "linear", "all"] <= 0
+    for row in summary.rows:  # an interval is at least as wide as the draws of the labels alone make it
+        if row["method"] == "knn" and row["task"] == "radius" and row["budget"] != "all" and row["value"] is not None:
+            error = np.std(row["per_seed"], ddof=1) / np.sqrt(len(row["per_seed"]))
+            assert len(row["per_seed"]) > 1 and row["value"] - row["low"] > 1.8 * error
     assert load_config(BenchmarkConfig, tmp_path / "benchmark.yaml") == with_ct_windows(config)
     with np.load(tmp_path / "features" / "pixels-pca.npz") as stored:
         assert stored["features"].shape == (len(archive.truth), 8)
