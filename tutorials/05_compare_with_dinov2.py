@@ -111,7 +111,8 @@ command("report", OUT / "benchmark")
 
 # %% [markdown]
 # ## Reading it
-# Of the synthetic heads: balanced accuracy, chance .25, with the 95 % interval over test patients. Ask in this order:
+# Of the synthetic heads: balanced accuracy, chance .25, with the 95 % interval over test patients and draws of the
+# labels. Ask in this order:
 #
 # 1. Is it above **random init**? If not, pretraining taught nothing that this task needs.
 # 2. Above **pixels + PCA** and **shape + intensity**? If not, the task is solved by less than a network.
@@ -147,4 +148,4 @@ result = {
 # - Masks instead of labels: tutorial 6.
 # - How each number is made: `docs/evaluation_protocol.md`.
 # - Before you write it into a paper: three pretraining seeds as one arm (`group` of an encoder), so that the interval
-#   knows about the luck of training too.
+#   knows about the luck of training too, and `finetune_seeds: 5`, or fine-tuning stands on one draw of the labels.

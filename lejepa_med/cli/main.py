@@ -24,7 +24,7 @@ from lejepa_med.errors import ConfigError, UserError
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 _SWITCHES = ("--json", "--resume", "--dry-run", "--with-record")
 _VERBS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "the whole path on a synthetic archive, some 8 minutes on 2 CPU cores"),
+    "demo": ("demo", "the whole path on a synthetic archive, some 9 minutes on 2 CPU cores"),
     "doctor": ("doctor", "what works here; with a cache: how fast its data path is"),
     "index": ("archive", "scan an archive: one row per series, with verdict and reason"),
     "convert": ("archive", "write each used volume as NIfTI"),
