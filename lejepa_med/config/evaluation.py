@@ -166,7 +166,7 @@ class FinetuneConfig(Frozen):
     task: TaskConfig
     holdout: HoldoutConfig = HoldoutConfig()
     budgets: tuple[int, ...] = Field((10,), description="labels per class; those that fit; an empty list = all labels")
-    seeds: int = Field(2, gt=0, description="draws of the labelled subset")
+    seeds: int = Field(5, gt=0, description="draws of the labelled subset")
     finetune: FinetuneRecipe = FinetuneRecipe()
     segmentation: SegmentationRecipe = SegmentationRecipe()
     transductive: bool = Field(False, description="allow a model that was pretrained on test patients, and mark it")
