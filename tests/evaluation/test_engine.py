@@ -93,7 +93,7 @@ def test_every_method_of_every_encoder(
         "2D": {*every},
     }
     tuned = {(c["encoder"], c["method"], c["budget"]): c["tuned"] for c in cells.values()}
-    assert tuned["LeJEPA", "linear", 5] == 5 and tuned["2D", "linear", 5] == 2 * 5 and tuned["2D", "knn", 5] == 2
+    assert tuned["LeJEPA", "linear", 5] == 6 and tuned["2D", "linear", 5] == 2 * 6 and tuned["2D", "knn", 5] == 2
     assert tuned["LeJEPA", "attention", 5] == tuned["2D", "attention", 5] == 2 * 2
     assert tuned["LeJEPA", "attention", 1] == 1
     assert tuned["LeJEPA", "finetune", 5] == tuned["2D", "lora", 5] == 2
