@@ -134,7 +134,6 @@ def benchmark(out: Path, weights: Path | None, runs: list[str], stage: str) -> P
         "methods": ["linear", "knn", *(["finetune"] if stage == "final" else [])],
         "finetune_tasks": ["tumour type"],
         "finetune_budgets": [10, 100],
-        "finetune_seeds": 2,
         "finetune": {"epochs": 10, "grid": [1.0]},  # two CPU cores: nothing is tuned, for no arm
     }
     run_benchmark(validate(BenchmarkConfig, settings, "benchmark"), out / "benchmark", ProgressLine())
